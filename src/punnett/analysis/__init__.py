@@ -1,0 +1,1 @@
+"""Scores in, effects and findings out."""

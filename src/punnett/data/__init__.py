@@ -1,0 +1,1 @@
+"""Prompt files in, rollouts and training rows out."""

@@ -1,0 +1,172 @@
+"""A measure and a model in, score rows and an Inspect log out. Any Inspect task can be a measure."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from punnett.errors import RunError, SpecError, nearest
+from punnett.spec.key import content_key, derive_seed, digest_of
+from punnett.spec.measure import Evaluation, Measure
+from punnett.spec.student import Student
+
+SCORE_COLUMNS = {
+    "item": str,
+    "cluster": str,
+    "group": str,
+    "draw": int,
+    "value": float,
+    "format_ok": bool,
+    "truncated": bool,
+    "refused": bool,
+    "question": str,
+    "answer": str,
+    "reason": str,
+}
+LETTERS = {"C": 1.0, "I": 0.0, "P": 0.5}
+LOG_NAME = "transcripts.eval"
+
+
+def open_task(name: str, arguments: dict[str, Any]) -> Any:
+    """The Inspect task of a name such as `date_confusion`, `punnett/arithmetic` or `inspect_evals/ifeval`.
+
+    Raises SpecError if there is none, or if it does not take the arguments.
+    """
+    from inspect_ai._util.entrypoints import ensure_entry_points
+    from inspect_ai._util.registry import registry_find
+
+    package, _, short = name.rpartition("/")
+    package = package or "punnett"
+    ensure_entry_points(package)
+    known = registry_find(lambda info: info.type == "task")
+    by_name = {registry_name(t): t for t in known}
+    factory = by_name.get(f"{package}/{short}")
+    if factory is None:
+        shown = [n.removeprefix("punnett/") for n in by_name]
+        raise SpecError(f'no Inspect task is called "{name}". {nearest(name, shown)}')
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise SpecError(f'task "{name}" does not take these arguments: {error}') from error
+
+
+def registry_name(thing: Any) -> str:
+    """The name that Inspect keeps a task under."""
+    from inspect_ai._util.registry import registry_info
+
+    return str(registry_info(thing).name)
+
+
+def task_digest(task: Any) -> str:
+    """What a task asks and how it scores: its items, its version and the revision that it states in its metadata."""
+    samples = [[s.id, s.input if isinstance(s.input, str) else [m.model_dump() for m in s.input], s.target, s.metadata] for s in task.dataset]
+    return digest_of(_plain([samples, task.version, (task.metadata or {}).get("revision", 0)]))
+
+
+def evaluate(request: Evaluation, folder: Path, store_root: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Take one measure of one model: score rows sorted by item and draw, and facts for the manifest.
+
+    The transcripts go to `folder` as an `.eval` file. Raises RunError if the evaluation fails or an item is lost.
+    """
+    from inspect_ai import eval as inspect_eval
+    from inspect_ai.model import get_model
+    from inspect_ai.solver import chain, system_message
+
+    measure = request.measure
+    task = open_task(measure.task, dict(measure.arguments))
+    if measure.system_prompt is not None:
+        task.setup = chain([*(task.setup or []), system_message(escape_template(measure.system_prompt))])
+    n_items = len(task.dataset)
+    if isinstance(request.model, Student):
+        name = content_key(request.model)
+        model = get_model(f"punnett/{name}", store=str(store_root), dtype=request.dtype, gather=n_items, memoize=False)
+    else:
+        base = request.model
+        model = get_model(f"punnett/{base.name}", location=base.location, dtype=request.dtype, gather=n_items, memoize=False)
+    [log] = inspect_eval(
+        task,
+        model=model,
+        display="none",
+        log_dir=str(folder / "log"),
+        log_realtime=False,
+        max_samples=n_items,
+        max_connections=n_items,  # Inspect would otherwise start with a few, and a batch would never fill
+        score_display=False,
+        max_tokens=measure.sampling.max_tokens,
+        temperature=measure.sampling.temperature,
+        seed=derive_seed("evaluation", measure.task_digest) % 2**31,
+        fail_on_error=True,
+    )
+    if log.status != "success" or not log.samples:
+        raise RunError(f"Inspect's run of {measure.task} ended as {log.status}: {log.error.message if log.error else 'no samples'}")
+    if len(log.samples) != n_items * (task.epochs or 1):
+        raise RunError(f"{measure.task} has {n_items} items, but {len(log.samples)} came back")
+    _keep_log(folder)
+    rows = sorted(map(score_row, log.samples), key=lambda r: (r["item"], r["draw"]))
+    usage = log.stats.model_usage.values()
+    return rows, {"tokens": sum(u.output_tokens for u in usage), "n_items": n_items, "task": measure.task}
+
+
+def score_row(sample: Any) -> dict[str, Any]:
+    """One Inspect sample as a score row; the task's first scorer gives the value."""
+    score = next(iter(sample.scores.values())) if sample.scores else None
+    facts = {**(score.metadata or {})} if score else {}
+    about = sample.metadata or {}
+    return {
+        "item": str(sample.id),
+        "cluster": str(about.get("cluster", sample.id)),
+        "group": str(about.get("group", "all")),
+        "draw": sample.epoch - 1,
+        "value": number_of(score.value if score else None),
+        "format_ok": bool(facts.get("format_ok", True)),
+        "truncated": bool(facts.get("truncated", sample.output.stop_reason == "max_tokens")),
+        "refused": bool(facts.get("refused", False)),
+        "question": last_user_text(sample),
+        "answer": sample.output.completion,
+        "reason": (score.explanation or "") if score else "not scored",
+    }
+
+
+def number_of(value: Any) -> float | None:
+    """A score as a number; what cannot be one is missing (None), never 0."""
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str):
+        return LETTERS.get(value)
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def last_user_text(sample: Any) -> str:
+    """What the model was asked last."""
+    return next((m.text for m in reversed(sample.messages) if m.role == "user"), str(sample.input))
+
+
+def escape_template(text: str) -> str:
+    """Inspect formats system messages as templates; braces in ours are text."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def measure_kind(task: Any) -> tuple[str, str | None]:
+    """Whether a task calls itself a trait or a capability, and which group of items its headline is about."""
+    about = task.metadata or {}
+    return about.get("kind", "capability"), about.get("headline_group")
+
+
+def estimated_tokens(measure: Measure, n_items: int) -> int:
+    """Tokens that an evaluation generates at most."""
+    return n_items * measure.sampling.max_tokens
+
+
+def _keep_log(folder: Path) -> None:
+    [path] = (folder / "log").glob("*.eval")
+    path.rename(folder / LOG_NAME)
+    (folder / "log").rmdir()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

@@ -1,0 +1,183 @@
+"""Study and store in, plan out: what is missing, what it will cost, how sharp the answer can be, and what cannot work."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+
+from punnett.bases import load_tokenizer
+from punnett.chat import ChatFormat
+from punnett.errors import SpecError
+from punnett.spec.arms import Arm, BoundStudy, arms, evaluations
+from punnett.spec.graph import STATIONS, closure
+from punnett.spec.key import Noun, content_key
+from punnett.spec.measure import Evaluation
+from punnett.spec.mix import Mix
+from punnett.spec.prompt import PromptSet
+from punnett.spec.student import Student
+from punnett.spec.teacher import ModelTeacher, RolloutSet
+from punnett.store import Store
+
+STATION_WORDS: dict[type[Noun], str] = {
+    PromptSet: "prompts",
+    RolloutSet: "rollouts",
+    Mix: "mixes",
+    Student: "students",
+    Evaluation: "evaluations",
+}
+# tokens per second where this store has measured none yet: a small model on two cores
+USUAL_TOKENS_PER_SECOND = {RolloutSet: 100.0, Student: 250.0, Evaluation: 120.0}
+SECONDS_PER_REQUEST = {PromptSet: 0.1, RolloutSet: 3.0, Mix: 0.1, Student: 2.0, Evaluation: 1.5}
+TOKENS_PER_PROMPT, ANSWER_SHARE_OF_LIMIT = 40, 0.6
+ADAPTER_BYTES_PER_RANK_AND_WEIGHT = 0.0094  # an all-linear adapter of rank 1 in float32, as a share of the base's parameters, times 4
+SEED_STANDARD_DEVIATION = 0.05
+
+
+@dataclass(frozen=True)
+class StationPlan:
+    """One station's requests; tokens and seconds are for the missing ones."""
+
+    station: str
+    total: int
+    done: int
+    failed: int
+    missing: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. `half_width` is that of a 95 % interval of a difference between two rates near one half."""
+
+    study: str
+    stations: tuple[StationPlan, ...]
+    arms: tuple[tuple[str, str, int], ...]
+    half_widths: tuple[tuple[str, float, float], ...]
+    disk_bytes: int
+    free_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time for all that is missing."""
+        return sum(s.seconds for s in self.stations)
+
+    @property
+    def missing(self) -> int:
+        """Requests to be made."""
+        return sum(s.missing for s in self.stations)
+
+
+def plan(study: BoundStudy, store: Store) -> Plan:
+    """Check what can be checked and estimate the rest. Raises SpecError for what cannot work."""
+    for base in {content_key(p.base): p.base for p in (study.original, study.alternate)}.values():
+        ChatFormat(load_tokenizer(base.location)).check()
+    everything = closure(evaluations(study))
+    missing = [r for r in everything if not store.has(r)]
+    stations = tuple(_station(kind, everything, missing, study, store) for kind in STATIONS)
+    disk = sum(_adapter_bytes(r) for r in missing if isinstance(r, Student))
+    free = shutil.disk_usage(_existing(store)).free
+    if disk > free:
+        raise SpecError(f"the missing students need about {disk / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free at {store.root}")
+    return Plan(
+        study=study.name,
+        stations=stations,
+        arms=tuple((arm.name, arm.meaning, len(arm.students)) for arm in arms(study)),
+        half_widths=tuple(
+            (name, *_half_widths(study, size.n_headline_items, size.n_headline_clusters)) for name, size in study.measure_sizes.items()
+        ),
+        disk_bytes=disk,
+        free_bytes=free,
+        notes=tuple(_notes(study, arms(study))),
+    )
+
+
+def _station(kind: type[Noun], everything: list[Noun], missing: list[Noun], study: BoundStudy, store: Store) -> StationPlan:
+    requests = [r for r in everything if isinstance(r, kind)]
+    to_do = [r for r in missing if isinstance(r, kind)]
+    failed = sum(store.failure(r) is not None for r in to_do)
+    tokens = sum(estimated_tokens(r, study) for r in to_do)
+    speed = measured_speed(kind, store) or USUAL_TOKENS_PER_SECOND.get(kind, 1.0)
+    seconds = tokens / speed + len(to_do) * SECONDS_PER_REQUEST.get(kind, 0.0)
+    return StationPlan(STATION_WORDS[kind], len(requests), len(requests) - len(to_do), failed, len(to_do), tokens, seconds)
+
+
+def estimated_tokens(request: Noun, study: BoundStudy) -> int:
+    """Tokens that are generated, or trained on with their prompts, before anything of it is made."""
+    match request:
+        case RolloutSet(teacher=ModelTeacher() as teacher):
+            return int(_n_prompts(request.prompts) * request.draws * teacher.sampling.max_tokens * ANSWER_SHARE_OF_LIMIT)
+        case Student(stages=(stage,)):
+            teacher = stage.mix.rollouts.teacher
+            source = teacher if isinstance(teacher, ModelTeacher) else teacher.of
+            answer = source.sampling.max_tokens * ANSWER_SHARE_OF_LIMIT
+            return int(_n_prompts(stage.mix.rollouts.prompts) * stage.recipe.epochs * (TOKENS_PER_PROMPT + answer))
+        case Evaluation(measure=measure):
+            size = study.measure_sizes[measure.name]
+            return int(size.n_items * measure.sampling.max_tokens * ANSWER_SHARE_OF_LIMIT)
+        case _:
+            return 0
+
+
+def measured_speed(kind: type[Noun], store: Store) -> float | None:
+    """Tokens per second of this store's entries of a kind, or None where there are none."""
+    tokens = seconds = 0.0
+    for path in store.root.glob(f"{kind.__name__.lower()}/??/*/manifest.json"):
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        tokens += manifest.get("tokens") or manifest.get("work", {}).get("tokens", 0)
+        seconds += manifest.get("seconds", 0.0)
+    return tokens / seconds if tokens > 100 and seconds > 1 else None
+
+
+def _half_widths(study: BoundStudy, n_items: int, n_clusters: int) -> tuple[float, float]:
+    """Half-width of a difference's 95 % interval, for rates near one half and near 0 or 1, if seeds differ by 5 points."""
+    n_students = len(study.seeds)
+
+    def half(rate: float) -> float:
+        cell = 2 * rate * (1 - rate) / max(n_items / n_clusters, 1)
+        seed = 2 * SEED_STANDARD_DEVIATION**2
+        if n_students == 1:
+            return float("nan")
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, n_students - 1) * math.sqrt((cell + n_clusters * seed) / (n_students * n_clusters)))
+
+    return half(0.5), half(0.05)
+
+
+def _notes(study: BoundStudy, found: list[Arm]) -> list[str]:
+    notes = []
+    if len(study.seeds) < 3:
+        notes.append(f"{len(study.seeds)} seed(s): differences between students cannot be told from luck; three or more are usual")
+    if not study.with_base or not study.with_self_distillation:
+        notes.append("a control is switched off: without the base and self-distillation the report cannot say what training alone does")
+    for arm in found:
+        notes += [f'"{alias}" is the same training as "{arm.name}", so they share students' for alias in arm.aliases]
+    if not study.capabilities_measured:
+        notes.append("no capability is measured: a cost would go unseen")
+    return notes
+
+
+def _n_prompts(prompts: PromptSet) -> int:
+    from pathlib import Path
+
+    from punnett.data.gather import read_prompts
+
+    n = len(read_prompts(Path(prompts.location)))
+    return min(n, prompts.limit or n)
+
+
+def _adapter_bytes(student: Student) -> int:
+    from pathlib import Path
+
+    weights = sum(p.stat().st_size for p in Path(student.base.location).glob("*.safetensors"))
+    return int(weights * ADAPTER_BYTES_PER_RANK_AND_WEIGHT * student.stages[0].recipe.lora_rank / 4)
+
+
+def _existing(store: Store) -> str:
+    """The nearest folder above the store that exists, to ask for free space."""
+    return str(next(p for p in (store.root, *store.root.absolute().parents) if p.exists()))

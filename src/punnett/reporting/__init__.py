@@ -1,0 +1,1 @@
+"""Effects in, pictures and a page out."""

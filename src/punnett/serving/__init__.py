@@ -1,0 +1,1 @@
+"""Finished students and bases that answer."""

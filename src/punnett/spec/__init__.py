@@ -1,0 +1,1 @@
+"""The nouns: frozen, plain values, no torch and no input or output."""

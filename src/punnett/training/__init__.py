@@ -1,0 +1,1 @@
+"""Training rows and a recipe in, an adapter out."""
