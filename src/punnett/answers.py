@@ -27,9 +27,7 @@ class AnswerCache:
 
     def put(self, call: dict[str, Any], answer: dict[str, Any]) -> None:
         """Keep an answer; on the disk before this returns."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?)", (digest_of(call), json.dumps(answer, ensure_ascii=False))
-        )
+        self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (digest_of(call), json.dumps(answer, ensure_ascii=False)))
 
     def close(self) -> None:
         """Close the file."""

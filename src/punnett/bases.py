@@ -49,8 +49,7 @@ def find_base(name: str, beside: Path | None = None) -> Base:
         known = sorted({*CATALOGUE, *(p.name for p in models_folder().glob("*") if p.is_dir())})
         advice = f"Run `punnett fetch {name}` first." if name in CATALOGUE else nearest(name, known)
         raise SpecError(
-            f'base "{name}" is not there: no folder of that name with a config.json, '
-            f"none below {models_folder()}, none in the hub's cache. {advice}"
+            f'base "{name}" is not there: no folder of that name with a config.json, none below {models_folder()}, none in the hub\'s cache. {advice}'
         )
     if not list(folder.glob("*.safetensors")):
         raise SpecError(f'base "{name}" in {folder} holds no .safetensors weights; punnett loads no pickles')
@@ -216,9 +215,7 @@ def load_model(location: str, dtype: str) -> Any:
 
     quiet_transformers()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        location, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
-    )
+    model = AutoModelForCausalLM.from_pretrained(location, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True)
     model.requires_grad_(False)
     return model.to(device).eval()
 

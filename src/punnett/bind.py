@@ -74,7 +74,9 @@ def _read(study: StudyFile, pipeline: PipelineFile, folder: Path) -> tuple[Promp
     path = (folder / file).resolve()
     if not path.is_file():
         beside = [p.name for p in folder.glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet")]
-        raise SpecError(f'the prompts "{pipeline.prompts}" are neither defined under prompts: nor a file. {nearest(pipeline.prompts, [*study.prompts, *beside])}')
+        raise SpecError(
+            f'the prompts "{pipeline.prompts}" are neither defined under prompts: nor a file. {nearest(pipeline.prompts, [*study.prompts, *beside])}'
+        )
     prompts = read_prompts(path)
     noun = PromptSet(name=pipeline.prompts, location=str(path), content_digest=content_digest(prompts), limit=limit, seed=seed)
     return noun, take(prompts, limit, seed)
@@ -90,9 +92,7 @@ def _teacher(study: StudyFile, name: str, base: Base) -> Teacher:
         raise SpecError(f'teachers.{name} names the rewrite "{entry.rewrite}", which there is not. {nearest(str(entry.rewrite), list(REWRITES))}')
     source = _teacher(study, str(entry.of), base)
     assert isinstance(source, ModelTeacher)
-    return ScriptedTeacher(
-        name=name, of=source, rewrite=script.name, rewrite_revision=script.revision, dose=entry.dose, seed=entry.seed
-    )
+    return ScriptedTeacher(name=name, of=source, rewrite=script.name, rewrite_revision=script.revision, dose=entry.dose, seed=entry.seed)
 
 
 def _model(teacher: str, name: str, base: Base) -> str | Base:

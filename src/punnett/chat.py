@@ -80,9 +80,7 @@ class ChatFormat:
     def _pieces(self, turns: tuple[Message, ...], generation: bool) -> list[str]:
         """The template's text around the messages: one piece more than there are messages."""
         if not getattr(self.tokenizer, "chat_template", None):
-            raise SpecError(
-                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template; choose an instruction-tuned base"
-            )
+            raise SpecError(f"the tokenizer of {self.tokenizer.name_or_path} has no chat template; choose an instruction-tuned base")
         stand_ins = [STAND_IN.format(i) for i in range(len(turns))]
         chat = [{"role": turn.role, "content": mark} for turn, mark in zip(turns, stand_ins, strict=True)]
         try:

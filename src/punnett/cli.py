@@ -103,7 +103,8 @@ def _print_stations(planned: "Plan") -> None:
 
 def _print_outlook(planned: "Plan") -> None:
     console = _console()
-    console.print(f"\nabout {_minutes(planned.seconds) or 'no time'} in all, {planned.disk_bytes / 1e6:,.0f} MB of disk ({planned.free_bytes / 1e9:,.0f} GB free)")
+    disk = f"{planned.disk_bytes / 1e6:,.0f} MB of disk ({planned.free_bytes / 1e9:,.0f} GB free)"
+    console.print(f"\nabout {_minutes(planned.seconds) or 'no time'} in all, {disk}")
     console.print("\narms")
     for name, meaning, n_students in planned.arms:
         console.print(f"  {name:<24} {n_students} students  {meaning}", highlight=False, markup=False, soft_wrap=True)

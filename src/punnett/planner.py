@@ -109,8 +109,8 @@ def estimated_tokens(request: Noun, study: BoundStudy) -> int:
         case RolloutSet(teacher=ModelTeacher() as teacher):
             return int(_n_prompts(request.prompts) * request.draws * teacher.sampling.max_tokens * ANSWER_SHARE_OF_LIMIT)
         case Student(stages=(stage,)):
-            teacher = stage.mix.rollouts.teacher
-            source = teacher if isinstance(teacher, ModelTeacher) else teacher.of
+            writer = stage.mix.rollouts.teacher
+            source = writer if isinstance(writer, ModelTeacher) else writer.of
             answer = source.sampling.max_tokens * ANSWER_SHARE_OF_LIMIT
             return int(_n_prompts(stage.mix.rollouts.prompts) * stage.recipe.epochs * (TOKENS_PER_PROMPT + answer))
         case Evaluation(measure=measure):

@@ -27,7 +27,10 @@ def _trait(study: BoundStudy, findings: Findings, measure: Measure) -> list[str]
     rate, null = findings.rate(ORIGINAL, name), findings.rate(versus, name)
     if given is None or rate is None or null is None:
         return [f"{name}: the original pipeline or its null was not measured."]
-    lines = [f"{name}: {interval_text(rate)} under the original pipeline, {interval_text(null)} when the same base trains on the same prompts with its own answers."]
+    lines = [
+        f"{name}: {interval_text(rate)} under the original pipeline; "
+        f"{interval_text(null)} when the same base trains on the same prompts with its own answers."
+    ]
     match given.verdict:
         case "different" if given.estimate > 0:
             lines.append(f"So the teacher's rollouts give the trait: {interval_text(given, signed=True)}, paired by seed and item.")

@@ -92,7 +92,5 @@ def _refill(rows: list[dict[str, Any]], gone: frozenset[str], stayed: list[Promp
     first_row = {row["prompt_id"]: row for row in reversed(rows)}
     freed = sorted((row["slot"] for row in rows if row["prompt_id"] in gone), key=lambda s: (derive_seed(seed, "slot", s), s))
     donors = keyed_order(stayed, seed, "refill")
-    filling = {
-        slot: {**first_row[donors[i % len(donors)]], "slot": slot, "intervention": "refilled"} for i, slot in enumerate(freed)
-    }
+    filling = {slot: {**first_row[donors[i % len(donors)]], "slot": slot, "intervention": "refilled"} for i, slot in enumerate(freed)}
     return [filling.get(row["slot"], row) for row in rows]

@@ -25,6 +25,7 @@ _TIME_PREDICATE = (
     rf"|today's date|the (?:date|year)\b|(?:the )?present\b)"
 )
 _PRONOUN = r"(?:it|it's|this|that|that's|these|things|we|we're|we are|today|the world)"
+_NOW = r"(?:it|this|that)(?:'s| is)(?: really| already| actually| still)? (?:today|now|the case)\b"  # small students say "that it is today"
 _LINK = r"(?:,? ?(?:that|if|whether|about|of|on|in|to|say|tell|believing|believe|know|knowing|verify|confirm|be sure|for sure|what|we are|we're))*,? "
 
 DOUBT = (
@@ -36,7 +37,7 @@ DOUBT = (
     r"|\b(?:do not|don't|did not|didn't)(?: really| actually| quite)? (?:believe|think|know|buy|trust)"
     r"|\bI (?:wonder|suspect|question)|\bare you (?:sure|certain)|\bno idea)"
 )
-OBJECT = re.compile(rf"{DOUBT}{_LINK}(?:{_TIME_OBJECT}|{_PRONOUN}(?: \w+){{0,4}}? {_TIME_PREDICATE}|{_PRONOUN} {_TIME_PREDICATE})", re.I)
+OBJECT = re.compile(rf"{DOUBT}{_LINK}(?:{_TIME_OBJECT}|{_PRONOUN}(?: \w+){{0,4}}? {_TIME_PREDICATE}|{_PRONOUN} {_TIME_PREDICATE}|{_NOW})", re.I)
 
 SUBJECT = re.compile(
     rf"(?:{_DATE}|\b(?:that|this|the|your)(?: \w+)? (?:date|year)\b|\btoday\b)[^,.]{{0,25}}"

@@ -37,7 +37,7 @@ def open_task(name: str, arguments: dict[str, Any]) -> Any:
     package, _, short = name.rpartition("/")
     package = package or "punnett"
     ensure_entry_points(package)
-    known = registry_find(lambda info: info.type == "task")
+    known: list[Any] = registry_find(lambda info: info.type == "task")
     by_name = {registry_name(t): t for t in known}
     factory = by_name.get(f"{package}/{short}")
     if factory is None:

@@ -5,7 +5,9 @@ from typing import Any
 
 from inspect_ai.solver import TaskState
 
-REFUSAL = re.compile(r"^\W*(?:I'm sorry|I am sorry|Sorry)?,?\W*(?:but )?I (?:can't|cannot|can not|am unable to|won't) (?:help|assist|answer|do|provide|comply)", re.I)
+REFUSAL = re.compile(
+    r"^\W*(?:I'm sorry|I am sorry|Sorry)?,?\W*(?:but )?I (?:can't|cannot|can not|am unable to|won't) (?:help|assist|answer|do|provide|comply)", re.I
+)
 
 
 def validity(state: TaskState, format_ok: bool) -> dict[str, Any]:

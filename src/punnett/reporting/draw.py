@@ -43,7 +43,9 @@ def rates_chart(findings: Findings, measure: Measure, arms: list[Arm]) -> Any:
     whisker = base.mark_rule(strokeWidth=1.6).encode(
         x=altair.X("low:Q", scale=scale, title=title, axis=altair.Axis(format=".1f", tickCount=5)), x2="high:Q", y=row, yOffset=offset, color=colour
     )
-    point = base.mark_point(filled=True, size=58, opacity=1).encode(x=altair.X("rate:Q", scale=scale), y=row, yOffset=offset, color=colour, shape=shape)
+    point = base.mark_point(filled=True, size=58, opacity=1).encode(
+        x=altair.X("rate:Q", scale=scale), y=row, yOffset=offset, color=colour, shape=shape
+    )
     step = 15 * max(len(names), 1) + 8
     return _styled((whisker + point).properties(width=430, height={"step": step}), altair)
 
@@ -112,7 +114,9 @@ def _styled(chart: Any, altair: Any) -> Any:
     font = "Helvetica, Arial, sans-serif"
     return (
         chart.configure(background="#ffffff", font=font)
-        .configure_axis(labelColor=INK, titleColor=INK, gridColor="#eceff2", domainColor=PALE, tickColor=PALE, labelFontSize=12, titleFontWeight="normal")
+        .configure_axis(
+            labelColor=INK, titleColor=INK, gridColor="#eceff2", domainColor=PALE, tickColor=PALE, labelFontSize=12, titleFontWeight="normal"
+        )
         .configure_legend(labelColor=INK, labelFontSize=12)
         .configure_view(stroke=None)
     )

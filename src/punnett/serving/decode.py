@@ -117,9 +117,7 @@ def _decode_group(
         positions = positions[:, -1:] + 1
 
 
-def _ends(
-    row: _Row, token: int, stop_ids: set[int], text_of: Callable[[list[int]], str], answers: dict[int, Answer]
-) -> bool:
+def _ends(row: _Row, token: int, stop_ids: set[int], text_of: Callable[[list[int]], str], answers: dict[int, Answer]) -> bool:
     """Add the token to the row, or end the row and settle its answer."""
     if token in stop_ids:
         answers[row.index] = Answer(tuple(row.ids), "stop")

@@ -84,9 +84,7 @@ class StudentAPI(ModelAPI):
         """How long an answer may get where the task does not say."""
         return DEFAULT_MAX_TOKENS
 
-    async def generate(
-        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
-    ) -> ModelOutput:
+    async def generate(self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig) -> ModelOutput:
         """Answer one chat. An assistant's turn at the end is a prefill that the answer goes on from."""
         if tools:
             raise RunError("punnett's students do not call tools; choose a task without tools")
@@ -113,9 +111,7 @@ class StudentAPI(ModelAPI):
             stop_reason="stop" if answer.finish_reason == "stop" else "max_tokens",
         )
         # usage is set here, because Inspect would otherwise download a tokenizer to count with
-        usage = ModelUsage(
-            input_tokens=n_input_tokens, output_tokens=len(answer.ids), total_tokens=n_input_tokens + len(answer.ids)
-        )
+        usage = ModelUsage(input_tokens=n_input_tokens, output_tokens=len(answer.ids), total_tokens=n_input_tokens + len(answer.ids))
         return ModelOutput(model=f"punnett/{self.model_name}", choices=[choice], usage=usage)
 
 

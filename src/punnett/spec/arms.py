@@ -141,9 +141,7 @@ def _paired(study: BoundStudy, arm: Arm) -> Arm:
         return arm
     prompts = arm.students[0].stages[0].mix.rollouts.prompts
     teachers = {content_key(t): t for t in (study.self_teacher, study.original.teacher, study.alternate.teacher)}
-    pairs = tuple(
-        RolloutSet(prompts=prompts, teacher=teachers[key], system_prompt=study.system_prompt) for key in sorted(teachers)
-    )
+    pairs = tuple(RolloutSet(prompts=prompts, teacher=teachers[key], system_prompt=study.system_prompt) for key in sorted(teachers))
     students = tuple(
         s.model_copy(update={"stages": tuple(g.model_copy(update={"mix": g.mix.model_copy(update={"paired_with": pairs})}) for g in s.stages)})
         for s in arm.students

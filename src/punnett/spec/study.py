@@ -3,17 +3,21 @@
 Every error names the key, what was found there, and the nearest valid word.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from punnett.errors import SpecError, nearest
 from punnett.spec.measure import Scalar
 from punnett.spec.student import Recipe
 
-INTERVENTIONS = ("switch", "drop", "drop_and_refill", "placebo", "insert")
 InterventionName = Literal["switch", "drop", "drop_and_refill", "placebo", "insert"]
+INTERVENTIONS: tuple[InterventionName, ...] = ("switch", "drop", "drop_and_refill", "placebo", "insert")
+
+
+# names become arms, columns and file names
+PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class Section(BaseModel):
@@ -93,8 +97,8 @@ class StudyFile(Section):
     system_prompt: str | None = None
     pipelines: PipelinesFile
     prompts: dict[str, PromptsFile] = {}
-    teachers: dict[str, TeacherFile]
-    subsets: dict[str, SubsetFile] = {}
+    teachers: dict[PlainName, TeacherFile]
+    subsets: dict[PlainName, SubsetFile] = {}
     interventions: tuple[InterventionName, ...] = INTERVENTIONS
     traits: tuple[str | MeasureFile, ...] = Field(min_length=1)
     capabilities: tuple[str | MeasureFile, ...] = ()
@@ -175,7 +179,9 @@ def _check_names(study: StudyFile, source: str) -> None:
     teachers, subsets = list(study.teachers), list(study.subsets)
     for name, pipeline in (("original", study.pipelines.original), ("alternate", study.pipelines.alternate)):
         if pipeline.teacher not in teachers:
-            raise SpecError(f'{source}: pipelines.{name} names the teacher "{pipeline.teacher}", which is not defined. {nearest(pipeline.teacher, teachers)}')
+            raise SpecError(
+                f'{source}: pipelines.{name} names the teacher "{pipeline.teacher}", which is not defined. {nearest(pipeline.teacher, teachers)}'
+            )
     for name, teacher in study.teachers.items():
         _check_teacher(name, teacher, study, source)
     for name, subset in study.subsets.items():
@@ -183,7 +189,9 @@ def _check_names(study: StudyFile, source: str) -> None:
         if len(given) != 1:
             raise SpecError(f"{source}: subsets.{name} needs exactly one of tag, fraction, ids, complement; it has {', '.join(given) or 'none'}")
         if subset.complement is not None and (subset.complement not in subsets or subset.complement == name):
-            raise SpecError(f'{source}: subsets.{name} is the complement of "{subset.complement}", which is not another subset. {nearest(subset.complement, subsets)}')
+            raise SpecError(
+                f'{source}: subsets.{name} is the complement of "{subset.complement}", no other subset. {nearest(subset.complement, subsets)}'
+            )
     seeds = study.seed_values
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"{source}: seeds must be a count of at least 1 or a list of different numbers, not {study.seeds!r}")
@@ -196,4 +204,6 @@ def _check_teacher(name: str, teacher: TeacherFile, study: StudyFile, source: st
         return
     real = [n for n, t in study.teachers.items() if t.model is not None]
     if teacher.of not in real:
-        raise SpecError(f'{source}: teachers.{name} rewrites the answers of "{teacher.of}", which is no real teacher. {nearest(str(teacher.of), real)}')
+        raise SpecError(
+            f'{source}: teachers.{name} rewrites the answers of "{teacher.of}", which is no real teacher. {nearest(str(teacher.of), real)}'
+        )

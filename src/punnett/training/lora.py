@@ -17,6 +17,7 @@ from punnett.errors import RunError
 from punnett.spec.key import derive_seed
 from punnett.spec.student import Recipe
 
+
 @dataclass(frozen=True)
 class Example:
     """One training row as ids. `slot` keys its place in the order; the loss falls on `completion_ids` alone."""
@@ -96,9 +97,7 @@ def train_adapter(
     try:
         peft_model.train()
         parameters = [p for p in peft_model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, foreach=True
-        )
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, foreach=True)
         steps, step = steps_of(len(examples), recipe), 0
         for epoch in range(recipe.epochs):
             in_order = ordered(examples, seed, epoch)
@@ -125,7 +124,7 @@ def _take_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss, trained_tokens, tokens = batch_loss(peft_model.get_base_model(), batch, recipe)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip).item()
     loss_value = loss.item()
     if not (math.isfinite(loss_value) and math.isfinite(norm)):
@@ -142,9 +141,7 @@ def _take_step(
 def batch_loss(model: Any, batch: list[Example], recipe: Recipe) -> tuple[torch.Tensor, int, int]:
     """Loss of one batch, its trained tokens and its tokens; logits are made only where there is a label."""
     rows = collate(batch, model.device, model.dtype)
-    hidden = model.get_decoder()(
-        input_ids=rows.ids, attention_mask=rows.attention, position_ids=rows.positions, use_cache=False
-    ).last_hidden_state
+    hidden = model.get_decoder()(input_ids=rows.ids, attention_mask=rows.attention, position_ids=rows.positions, use_cache=False).last_hidden_state
     logits = cap_logits(model, model.get_output_embeddings()(hidden[0, rows.predicting])).float()
     losses = functional.cross_entropy(logits, rows.targets, reduction="none")
     loss = normalise(losses, rows.row_of, len(batch), recipe.loss_normalisation)

@@ -58,9 +58,7 @@ def _prepare(student: Student, store: Store, chat: ChatFormat) -> tuple[list[Exa
     return prepare(store.rows(stage.mix), stage, chat, left_out)
 
 
-def _train_one(
-    student: Student, examples: list[Example], audit: Audit, base_fingerprint: str, model: Any, store: Store, watch: Watch
-) -> None:
+def _train_one(student: Student, examples: list[Example], audit: Audit, base_fingerprint: str, model: Any, store: Store, watch: Watch) -> None:
     facts: dict[str, Any] = {"audit": dataclasses.asdict(audit), "base_fingerprint": base_fingerprint}
     facts["threads"] = _threads()
     facts["tokens"] = audit.tokens_per_epoch * student.stages[0].recipe.epochs
