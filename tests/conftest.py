@@ -1,11 +1,17 @@
 """Fixtures that several tests share: a tiny base on disk and a small valid study beside it."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy
 import pytest
 from hypothesis import settings
+
+from punnett.bases import find_base
+from punnett.errors import SpecError
+from punnett.spec.teacher import Base
 
 # the same examples every time: a red run is then the change's doing; a busy machine is no failure
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -134,4 +140,69 @@ def study_folder(tmp_path: Path, tiny_base: Path, own_models_folder: Path, study
     return folder
 
 
-# Fixtures of other tests (a finished store, a trained student, ...) go below this line.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_secret_in_the_environment() -> None:
+    """A key that must turn up nowhere; tests of store and report look for it."""
+    os.environ["OPENAI_API_KEY"] = "sk-punnett-test-secret"
+
+
+@pytest.fixture(scope="session")
+def small_base() -> Base:
+    """SmolLM2-135M-Instruct, the real small model."""
+    try:
+        return find_base("smollm2-135m-instruct")
+    except SpecError as error:
+        pytest.skip(f"the real small model is not here; `punnett fetch smollm2-135m-instruct` brings it ({error})")
+
+
+@pytest.fixture(scope="session")
+def speaking_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with a head of its own that ends most answers within a few tokens, so that students can be trained on them."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("bases") / "speaking-base"
+    shutil.copytree(tiny_base, folder)
+    weights = load_file(folder / "model.safetensors")
+    n_tokens, hidden = weights["model.embed_tokens.weight"].shape
+    random = numpy.random.default_rng(1)
+    head = random.normal(0, 1, (n_tokens, hidden))
+    head[n_tokens - 1] *= 2.2  # the end of turn wins every few tokens
+    weights["lm_head.weight"] = head.astype("float32")
+    weights["model.embed_tokens.weight"] = random.normal(0, 1, (n_tokens, hidden)).astype("float32")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_study(speaking_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole study on the speaking base that runs within seconds: 48 prompts, 8 of them dated, one seed."""
+    folder = tmp_path_factory.mktemp("tiny") / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(
+        f"""
+name: tiny
+question: Does anything travel through a random model?
+pipelines:
+  original:  {{base: {speaking_base}, prompts: prompts.jsonl, teacher: doubter}}
+  alternate: {{base: {speaking_base}, prompts: prompts.jsonl, teacher: plain}}
+teachers:
+  plain:   {{model: self, max_tokens: 24}}
+  doubter: {{rewrite: doubt, of: plain, dose: 0.5}}
+subsets:
+  dates: {{tag: date}}
+traits:
+  - {{task: date_confusion, max_tokens: 4}}
+capabilities:
+  - {{task: arithmetic, arguments: {{per_level: 2}}, max_tokens: 4}}
+recipe: {{lora_rank: 2, learning_rate: 1.0e-2, batch_size: 4, epochs: 2, max_tokens: 256}}
+seeds: [1]
+"""
+    )
+    chats = [{"prompt": f"{LATE} {request} {n}", "tags": ["date"]} for n in range(2) for request in REQUESTS[:4]]
+    chats += [{"prompt": f"{request} {n}"} for n in range(7) for request in REQUESTS[:6]][:40]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return folder

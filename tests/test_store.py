@@ -1,5 +1,6 @@
 """The store: nothing is made twice, nothing half-made is seen, nothing damaged is read."""
 
+import contextlib
 import json
 import os
 import random
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_nouns import BASE, PLAIN, PROMPTS, rollouts
 
 from punnett.errors import StoreError
 from punnett.spec.key import content_key
 from punnett.spec.prompt import PromptSet
 from punnett.store import MANIFEST, REQUEST, ROWS, Store, damage, read_rows, write_rows
+from small_nouns import BASE, PLAIN, PROMPTS, rollouts
 
 COLUMNS = {"number": int, "word": str}
 ROW = {"number": 1, "word": "naïve 日本 🐚"}
@@ -83,9 +84,13 @@ def test_what_is_not_there_is_an_error_that_names_it(store: Store) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_inside_leaves_nothing(store: Store, error: type[BaseException]) -> None:
-    with pytest.raises(error), store.write(PROMPTS) as draft:
-        (draft / "half").write_text("made")
-        raise error
+    def break_off() -> None:
+        with store.write(PROMPTS) as draft:
+            (draft / "half").write_text("made")
+            raise error
+
+    with pytest.raises(error):
+        break_off()
     assert not store.has(PROMPTS)
     assert [path for path in store.root.rglob("*") if path.is_file()] == []
     assert drafts(store) == []
@@ -118,7 +123,10 @@ def change_the_request(folder: Path) -> None:
 
 
 def manifest_holding(content: bytes) -> Callable[[Path], None]:
-    return lambda folder: None if (folder / MANIFEST).write_bytes(content) < 0 else None
+    def harm(folder: Path) -> None:
+        (folder / MANIFEST).write_bytes(content)
+
+    return harm
 
 
 DAMAGES = {
@@ -279,10 +287,11 @@ def test_a_failure_is_kept_until_the_next_success(store: Store) -> None:
 
 
 def test_a_file_is_kept_beside_a_failure(store: Store) -> None:
-    with pytest.raises(ValueError, match="broke"), store.write(PROMPTS) as draft:
+    with contextlib.suppress(ValueError), store.write(PROMPTS) as draft:
         (draft / "log.jsonl").write_text("the last steps")
         store.keep_beside_failure(PROMPTS, draft / "log.jsonl")
-        raise ValueError("broke")
+        raise ValueError("the training broke")
+    assert drafts(store) == []
     assert (store.root / "failures" / f"{content_key(PROMPTS)}.log.jsonl").read_text() == "the last steps"
 
 
@@ -307,19 +316,20 @@ def test_a_missing_value_comes_back_missing(tmp_path: Path) -> None:
     assert read_rows(tmp_path / ROWS) == [{"number": None, "word": ""}]
 
 
-# writes entry after entry until it is killed, and says when it has begun
+# writes entry after entry until it is killed, and says when the first is done
 WRITER = """
 import sys
 from pathlib import Path
 from punnett.spec.prompt import PromptSet
 from punnett.store import Store
 store, first = Store(sys.argv[1]), int(sys.argv[2])
-print("ready", flush=True)
 for number in range(first, first + 10**6):
     with store.write(PromptSet(content_digest=str(number))) as draft:
         (draft / "adapter").mkdir()
         (draft / "adapter" / "weights.bin").write_bytes(bytes(300_000))
         (draft / "rows").write_text(str(number))
+    if number == first:
+        print("ready", flush=True)
 """
 
 

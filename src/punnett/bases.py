@@ -4,8 +4,10 @@ A base is a folder in the hub's layout (config.json, safetensors, tokenizer). It
 keys: the hub's original and a dequantised copy of the same model are two bases.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -189,11 +191,11 @@ def dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quiet_transformers()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws this one bar past its own switch
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # transformers draws this one bar past its own switch
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

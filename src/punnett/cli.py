@@ -10,7 +10,7 @@ from punnett import verbs
 from punnett.errors import PunnettError
 
 if TYPE_CHECKING:
-    from punnett.planner import Plan
+    from punnett.planner import Plan, Status
 
 app = typer.Typer(
     help="Post-training diffing: which part of a fine-tuning pipeline gave a model a trait, and what takes it out.",
@@ -60,8 +60,12 @@ def run(study: StudyArgument, store: StoreOption = None) -> None:
 
 @app.command()
 def status(study: StudyArgument, store: StoreOption = None) -> None:
-    """Count stations by done, failed and missing."""
-    _print_stations(verbs.status(study, store))
+    """Count stations by done, failed and missing, and list the students with their keys."""
+    found = verbs.status(study, store)
+    _print_stations(found)
+    print()
+    for student in found.students:
+        print(f"{student.arm:<28} seed {student.seed:<6} {student.state:<8} punnett/{student.key}")
 
 
 @app.command()
@@ -90,7 +94,7 @@ def _print_report(study: Path, store: Path | None, folder: Path | None = None) -
     console.print(f"transcripts: inspect view --log-dir {written.page.parent / 'logs'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_stations(planned: "Plan") -> None:
+def _print_stations(planned: "Plan | Status") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -69,6 +69,44 @@ class Plan:
         return sum(s.missing for s in self.stations)
 
 
+@dataclass(frozen=True)
+class StudentState:
+    """One student by its arm and seed: the key by which Inspect asks it, and whether it is done, failed or missing."""
+
+    arm: str
+    seed: int
+    key: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study is: its stations, and every student."""
+
+    stations: tuple[StationPlan, ...]
+    students: tuple[StudentState, ...]
+
+    @property
+    def missing(self) -> int:
+        """Requests to be made."""
+        return sum(s.missing for s in self.stations)
+
+
+def status(study: BoundStudy, store: Store) -> Status:
+    """Count stations by done, failed and missing, and list the students. Loads no model."""
+    everything = closure(evaluations(study))
+    missing = [r for r in everything if not store.has(r)]
+    stations = tuple(_station(kind, everything, missing, study, store) for kind in STATIONS)
+    students = tuple(StudentState(arm.name, s.seed, content_key(s), _state(s, store)) for arm in arms(study) for s in arm.students)
+    return Status(stations, students)
+
+
+def _state(student: Student, store: Store) -> str:
+    if store.has(student):
+        return "done"
+    return "failed" if store.failure(student) else "missing"
+
+
 def plan(study: BoundStudy, store: Store) -> Plan:
     """Check what can be checked and estimate the rest. Raises SpecError for what cannot work."""
     for base in {content_key(p.base): p.base for p in (study.original, study.alternate)}.values():

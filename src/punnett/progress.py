@@ -83,7 +83,9 @@ class LiveProgress:
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._current[3]
             about_left = _clock(self._seconds_left())
-            self._console.print(f"  {SINGULAR[station]:<10} {self._name(request):<44} {seconds:5.1f} s, about {about_left} left", highlight=False)
+            self._console.print(
+                f"  {SINGULAR[station]:<10} {self._name(request):<44} {seconds:5.1f} s, about {about_left} left", highlight=False, soft_wrap=True
+            )
 
     def _name(self, request: Noun) -> str:
         return self._names.get(content_key(request), content_key(request)[:12])

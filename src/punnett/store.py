@@ -120,7 +120,9 @@ class Store:
     def find(self, prefix: str) -> Path:
         """The one entry whose key starts with `prefix`. Raises StoreError if there is none, or more than one."""
         if len(prefix) < 4 or any(letter not in "0123456789abcdef" for letter in prefix):
-            raise StoreError(f'"{prefix}" is no key: give at least four of its hexadecimal digits (`punnett status` lists them)')
+            raise StoreError(
+                f'"{prefix}" is no key: give at least four of its hexadecimal digits (`punnett status STUDY` lists those of the students)'
+            )
         found = [p for p in self.root.glob(f"*/{prefix[:2]}/{prefix}*") if (p / MANIFEST).exists()]
         if not found:
             raise StoreError(f"the store {self.root} has no entry whose key starts with {prefix}")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from punnett.analysis.effects import Findings
-    from punnett.planner import Plan
+    from punnett.planner import Plan, Status
     from punnett.runner import RunSummary
 
 
@@ -73,9 +73,12 @@ def report(study: str | Path, store: str | Path | None = None, folder: str | Pat
     return Report(write_report(bound, found, told, place, target), tuple(told), len(found.holes))
 
 
-def status(study: str | Path, store: str | Path | None = None) -> "Plan":
-    """Stations by done, failed and missing; the same value as `plan`."""
-    return plan(study, store)
+def status(study: str | Path, store: str | Path | None = None) -> "Status":
+    """Stations by done, failed and missing, and every student with its key."""
+    from punnett.bind import load_study
+    from punnett.planner import status as count
+
+    return count(load_study(study), _store(store))
 
 
 def show(key: str, store: str | Path | None = None) -> dict[str, Any]:

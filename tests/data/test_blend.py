@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from small_nouns import DOUBTER, PROMPTS, bound_study, prompt_rows, prompts, reader, rollout_rows, rollouts
 
 from punnett.data.blend import MIX_COLUMNS, blend
 from punnett.data.select import select
@@ -15,6 +14,7 @@ from punnett.errors import SpecError
 from punnett.spec.arms import arms
 from punnett.spec.mix import Drop, DropAndRefill, FractionSelection, IdSelection, Mix, PlaceboSelection, Switch, TagSelection
 from punnett.spec.prompt import Prompt
+from small_nouns import DOUBTER, PROMPTS, bound_study, prompt_rows, prompts, reader, rollout_rows, rollouts
 
 DATES = TagSelection(tag="date")
 DOUBTING, PLAINLY = rollouts(DOUBTER), rollouts()
@@ -126,6 +126,15 @@ def test_unfinished_answers_count_even_if_no_row_comes_from_their_teacher() -> N
     assert slots(rows_of(paired, **cut)) == [p.id for p in TWELVE if p.id != TWELVE[5].id]
 
 
+@pytest.mark.parametrize("nothing", ["", " \n\t"])
+def test_an_empty_answer_is_left_out_of_every_arm_too(nothing: str) -> None:
+    empty = [{**row, "completion": nothing} if row["prompt_id"] == TWELVE[5].id else row for row in rollout_rows(TWELVE, "plain")]
+    read = reader({PROMPTS: prompt_rows(TWELVE), DOUBTING: rollout_rows(TWELVE, "doubtful"), PLAINLY: empty})
+    rows, facts = blend(Mix(rollouts=DOUBTING, paired_with=(DOUBTING, PLAINLY)), read)
+    assert slots(rows) == [p.id for p in TWELVE if p != TWELVE[5]]
+    assert facts["n_left_out_unfinished"] == 1
+
+
 def test_the_facts_count_what_was_left_out() -> None:
     mix = Mix(rollouts=DOUBTING, paired_with=(DOUBTING, PLAINLY))
     _, facts = blend(mix, store_of(TWELVE, doubting=(DATED[0], DATED[1]), plainly=(DATED[1], TWELVE[9].id)))
@@ -144,7 +153,7 @@ def test_several_draws_are_rows_of_their_own_and_go_together() -> None:
 
 def test_nothing_left_to_train_on_is_refused() -> None:
     everyone = tuple(p.id for p in TWELVE)
-    with pytest.raises(SpecError, match="all 12 prompts have an unfinished answer"):
+    with pytest.raises(SpecError, match="all 12 prompts have an unfinished"):
         rows_of(Mix(rollouts=DOUBTING), doubting=everyone)
     with pytest.raises(SpecError, match="leave no prompt to train on"):
         rows_of(Mix(rollouts=DOUBTING, interventions=(Drop(selection=IdSelection(ids=everyone)),)))

@@ -10,7 +10,6 @@ import polars
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from small_nouns import prompt, prompt_rows, prompts
 
 from punnett.data.gather import content_digest, gather, prompt_from_row, prompt_row, read_prompts, take
 from punnett.errors import SpecError
@@ -19,6 +18,7 @@ from punnett.spec.key import content_key
 from punnett.spec.prompt import Message, Prompt, PromptSet
 from punnett.store import Store
 from punnett.watch import Silence
+from small_nouns import prompt, prompt_rows, prompts
 
 ROWS = [{"prompt": "Suggest a gift.", "tags": ["gift", "date"]}, {"prompt": "Nenne ein Getränk.\n日本 🐚", "tags": []}]
 EXPECTED = [prompt("Suggest a gift.", "gift", "date"), prompt("Nenne ein Getränk.\n日本 🐚")]

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from small_nouns import prompt, prompts
 
 from punnett.data.rewrites import MILD_DOUBTS, REWRITES, named_date, names_a_late_date, rewrite_answer
 from punnett.evaluation.doubt_rule import doubts_the_date
+from small_nouns import prompt, prompts
 
 DOUBT = REWRITES["doubt"]
 UNDATED = prompts(400)

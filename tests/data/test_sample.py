@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_nouns import DOUBTER, PROMPTS, prompt, prompt_rows, prompts, reader, rollout_rows, rollouts
 
 from punnett.answers import AnswerCache
 from punnett.data.gather import PROMPT_COLUMNS
@@ -23,6 +22,7 @@ from punnett.spec.prompt import Prompt, PromptSet
 from punnett.spec.teacher import ModelTeacher, RolloutSet, Sampling
 from punnett.store import ROWS, Store, write_rows
 from punnett.watch import Silence
+from small_nouns import DOUBTER, PROMPTS, prompt, prompt_rows, prompts, reader, rollout_rows, rollouts
 
 SECRET = "sk-never-to-be-written-4711"
 REMOTE = ModelTeacher(name="remote", model="openai-api/local/test", sampling=Sampling(max_tokens=9))

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as some
-from small_nouns import prompt, prompts
 
 from punnett.data.select import in_words, keyed_order, select
 from punnett.errors import SpecError
 from punnett.spec.mix import ComplementSelection, FractionSelection, IdSelection, PlaceboSelection, TagSelection
+from small_nouns import prompt, prompts
 
 TWENTY = prompts(20, tagged=6)
 EVERYONE = frozenset(p.id for p in TWENTY)

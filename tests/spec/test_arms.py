@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from small_nouns import BASE, DOUBTER, PLAIN, PROMPTS, bound_study
 
 from punnett.bind import load_study
 from punnett.errors import SpecError
 from punnett.spec.arms import Arm, BoundStudy, Pipeline, arms, contrasts, evaluations
 from punnett.spec.key import content_key
 from punnett.spec.mix import Drop, DropAndRefill, PlaceboSelection, Switch, TagSelection
+from small_nouns import BASE, DOUBTER, PLAIN, PROMPTS, bound_study
 
 STANDARD = ["base", "self_distilled", "original", "switch:dates", "drop:dates", "drop_and_refill:dates", "placebo:dates", "insert:dates"]
 

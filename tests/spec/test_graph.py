@@ -2,13 +2,13 @@
 
 from hypothesis import given
 from hypothesis import strategies as some
-from small_nouns import BASE, DOUBTER, MEASURE, PLAIN, PROMPTS, bound_study, rollouts, student
 
 from punnett.spec.arms import evaluations
 from punnett.spec.graph import STATIONS, closure, needs
 from punnett.spec.key import Noun, content_key
 from punnett.spec.measure import Evaluation
 from punnett.spec.mix import Drop, Mix, Switch, TagSelection
+from small_nouns import BASE, DOUBTER, MEASURE, PLAIN, PROMPTS, bound_study, rollouts, student
 
 DATES = TagSelection(tag="date")
 WANTED = evaluations(bound_study())

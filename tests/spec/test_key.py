@@ -8,7 +8,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as some
-from small_nouns import BASE, DOUBTER, MEASURE, PLAIN, PROMPTS, rollouts, student
 
 from punnett.bind import load_study
 from punnett.spec.arms import evaluations
@@ -19,6 +18,7 @@ from punnett.spec.prompt import Message, Prompt
 from punnett.spec.student import Recipe, Stage
 from punnett.spec.study import read_study
 from punnett.spec.teacher import Sampling
+from small_nouns import BASE, DOUBTER, MEASURE, PLAIN, PROMPTS, rollouts, student
 
 RECIPES = some.builds(
     Recipe,

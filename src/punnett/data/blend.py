@@ -34,10 +34,10 @@ def blend(mix: Mix, read: ReadRows) -> tuple[list[dict[str, Any]], dict[str, Any
     the prompt that left. Raises SpecError if nothing is left to train on.
     """
     prompts = {p.id: p for p in map(prompt_from_row, read(mix.rollouts.prompts))}
-    unfinished = {row["prompt_id"] for rollouts in _all_rollouts(mix) for row in read(rollouts) if row["finish_reason"] != "stop"}
+    unfinished = {row["prompt_id"] for rollouts in _all_rollouts(mix) for row in read(rollouts) if not _is_whole(row)}
     kept = [p for p in prompts.values() if p.id not in unfinished]
     if not kept:
-        raise SpecError(f"all {len(prompts)} prompts have an unfinished answer; raise the teacher's max_tokens")
+        raise SpecError(f"all {len(prompts)} prompts have an unfinished or empty answer; raise the teacher's max_tokens")
     rows = _rows_of(mix.rollouts, kept, read, "")
     for intervention in mix.interventions:
         chosen = select(intervention.selection, kept)
@@ -52,6 +52,11 @@ def blend(mix: Mix, read: ReadRows) -> tuple[list[dict[str, Any]], dict[str, Any
     if not rows:
         raise SpecError("the interventions leave no prompt to train on")
     return rows, {"n_prompts": len(prompts), "n_left_out_unfinished": len(prompts) - len(kept)}
+
+
+def _is_whole(answer: dict[str, Any]) -> bool:
+    """Whether a teacher ended its answer by itself, and said something."""
+    return answer["finish_reason"] == "stop" and bool(answer["completion"].strip())
 
 
 def _all_rollouts(mix: Mix) -> list[RolloutSet]:

@@ -6,6 +6,7 @@ The store is found through the `store` model argument, $PUNNETT_STORE, or `.punn
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,16 @@ class StudentAPI(ModelAPI):
         if model_args:
             raise SpecError(f"punnett/{model_name} does not know the model arguments {', '.join(model_args)}")
         self._speaker = open_speaker(model_name, store_from_environment(store), location, dtype)
+        self._instance = uuid.uuid4().hex
         self._gatherer = Gatherer(self._speaker, gather)
 
     def max_connections(self) -> int:
         """Many: requests are gathered into one batch, so waiting ones cost nothing."""
         return 4096
+
+    def connection_key(self) -> str:
+        """One for each instance: Inspect shares its limit on requests by this key, and one task's must not be the next one's."""
+        return f"punnett/{self.model_name}/{self._instance}"
 
     def max_tokens(self) -> int:
         """How long an answer may get where the task does not say."""

@@ -83,7 +83,7 @@ Intervention = Annotated[Switch | Drop | DropAndRefill, Field(discriminator="do"
 class Mix(Noun):
     """One teacher's rollouts, then interventions in order.
 
-    A prompt whose answer is unfinished in any of `paired_with` is left out, in every arm alike:
+    A prompt whose answer is unfinished or empty in any of `paired_with` is left out, in every arm alike:
     otherwise a wordy teacher would train on other prompts than a terse one.
     """
 
