@@ -140,8 +140,6 @@ def study_folder(tmp_path: Path, tiny_base: Path, own_models_folder: Path, study
     return folder
 
 
-
-
 @pytest.fixture(scope="session", autouse=True)
 def a_secret_in_the_environment() -> None:
     """A key that must turn up nowhere; tests of store and report look for it."""

@@ -30,7 +30,9 @@ def test_the_help_of_the_command_line_loads_nothing_heavy():
 
 
 def test_the_import_contract_holds():
-    found = subprocess.run([str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=PACKAGE.parents[1])
+    found = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=PACKAGE.parents[1], check=False
+    )
     assert found.returncode == 0, found.stdout
 
 

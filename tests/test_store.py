@@ -179,7 +179,6 @@ def test_an_entry_that_was_removed_is_missing_even_where_it_was_seen(store: Stor
     assert not store.has(PROMPTS)
 
 
-@pytest.mark.xfail(strict=True, reason="store.py write: marks an entry as verified that settle found in its place and did not check")
 def test_writing_over_a_damaged_entry_never_vouches_for_it(store: Store) -> None:
     flip_a_byte(fill(store))
     later = Store(store.root)
@@ -295,7 +294,6 @@ def test_a_file_is_kept_beside_a_failure(store: Store) -> None:
     assert (store.root / "failures" / f"{content_key(PROMPTS)}.log.jsonl").read_text() == "the last steps"
 
 
-@pytest.mark.xfail(strict=True, reason="store.py record_failure: not written atomically, and failure() stops at half a record with JSONDecodeError")
 def test_half_a_failure_record_stops_nobody(store: Store) -> None:
     store.record_failure(PROMPTS, "reason", "details")
     [record] = (store.root / "failures").glob("*.json")

@@ -140,11 +140,7 @@ def _p_value(estimate: float, error: MeanError) -> float:
 
 def _constant_difference(estimate: float, first: Table, second: Table) -> Interval:
     wide, narrow = _newcombe(first, second, 0.95), _newcombe(first, second, 0.90)
-    if estimate == 0:
-        p = 1.0
-    else:  # the smallest p whose interval leaves 0 out, on a fixed ladder
-        ladder = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-        p = next((p for p in ladder if (bounds := _newcombe(first, second, 1 - p)) and bounds[0] * bounds[1] > 0), 1.0)
+    p = 1.0 if estimate == 0 else _p_of_constant(first, second)
     method = f"Newcombe hybrid of Wilson intervals over clusters (all {first.size} paired differences are equal)"
     return Interval(estimate, *wide, narrow, p, method)
 
@@ -172,3 +168,14 @@ def verdict(interval: Interval, p_adjusted: float, margin: float, alpha: float =
     if -margin < interval.narrow[0] and interval.narrow[1] < margin:
         return "equivalent"
     return "different" if p_adjusted < alpha else "undecided"
+
+
+def _p_of_constant(first: Table, second: Table) -> float:
+    """The p at which Newcombe's interval just touches 0: there the product of its bounds changes sign."""
+    from scipy.optimize import brentq
+
+    def product(p: float) -> float:
+        low, high = _newcombe(first, second, 1 - p)
+        return low * high
+
+    return SMALLEST_P if product(SMALLEST_P) > 0 else float(brentq(product, SMALLEST_P, 1 - 1e-12))

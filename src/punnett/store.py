@@ -87,7 +87,7 @@ class Store:
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False, default=str))
             sync_tree(draft)
             settle(draft, place)
-            self._verified.add(place)
+            self._is_sound(place)
             self._failure_file(noun).unlink(missing_ok=True)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -108,7 +108,12 @@ class Store:
     def failure(self, noun: Noun) -> dict[str, Any] | None:
         """The recorded failure of a request that has not been made since."""
         path = self._failure_file(noun)
-        return json.loads(path.read_text()) if path.exists() and not self.has(noun) else None
+        if not path.exists() or self.has(noun):
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            return {"noun": type(noun).__name__, "key": content_key(noun), "reason": "its record was cut off", "details": ""}
 
     def clear_unfinished(self) -> int:
         """Remove what killed runs on this machine left half made; returns how many drafts there were."""

@@ -313,14 +313,12 @@ def test_scores_are_read_from_a_store_and_are_missing_where_there_are_none(tmp_p
     assert found == find_effects(SMALL, scores)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="analysis/effects.py _compare: a standard contrast names an arm that was merged into another")
 def test_two_names_for_one_training_are_no_error() -> None:
     study = bound_study(subsets={"dates": TagSelection(tag="date"), "days": TagSelection(tag="date")}, interventions=("switch", "drop"))
     found = find_effects(study, Scores(study))
     assert found.contrast("switch:dates", "original", "doubt") is not None
 
 
-@pytest.mark.xfail(strict=True, reason="analysis/effects.py _answers: one student without any value takes its whole arm away, and no hole says so")
 def test_a_student_without_any_value_is_a_hole_and_the_rest_is_still_estimated() -> None:
     scores = Scores().change("original", 2, lambda rows: [{**r, "value": None} for r in rows])
     found = find_effects(SMALL, scores)

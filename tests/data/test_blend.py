@@ -166,7 +166,6 @@ def test_a_subset_that_is_all_unfinished_is_refused_by_name() -> None:
         rows_of(Mix(rollouts=DOUBTING, interventions=(Drop(selection=DATES),)), doubting=tuple(DATED))
 
 
-@pytest.mark.xfail(strict=True, reason="data/blend.py _refill: takes donors that an earlier intervention has dropped (KeyError)")
 def test_a_refill_after_a_drop_repeats_only_what_is_left() -> None:
     first = Drop(selection=IdSelection(ids=tuple(p.id for p in TWELVE[4:10])))
     rows = rows_of(Mix(rollouts=DOUBTING, interventions=(first, DropAndRefill(selection=DATES))))

@@ -147,16 +147,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_prompts(tmp_path / "nowhere.jsonl")
 
 
-NOT_YET = "data/gather.py: "
-
-
-@pytest.mark.xfail(strict=True, reason=NOT_YET + "a prompt that begins with [ is taken for JSON; only the column messages may hold JSON")
 @pytest.mark.parametrize("text", ["[Scene: a kitchen] What do I cook?", "[1, 2, 3]: sum them up", "[1, 2, 3]"])
 def test_a_prompt_may_begin_with_a_bracket(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, {"prompt": text}) == [prompt(text)]
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET + "bytes that are no UTF-8 or no Parquet raise the library's error, not SpecError")
 @pytest.mark.parametrize("name", ["latin.jsonl", "latin.json", "latin.csv", "broken.parquet"])
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'prompt\n{"prompt": "caf\xe9"}\n')
@@ -164,14 +159,12 @@ def test_a_file_of_other_bytes_is_refused(tmp_path: Path, name: str) -> None:
         read_prompts(tmp_path / name)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET + "a byte order mark, which spreadsheets write, hides the first column; read as utf-8-sig")
 @pytest.mark.parametrize(("name", "text"), [("sheet.csv", "prompt\na\n"), ("sheet.jsonl", '{"prompt": "a"}\n'), ("sheet.json", '[{"prompt": "a"}]')])
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
     assert read_prompts(tmp_path / name) == [prompt("a")]
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET + "half a character (a lone surrogate) is read, but Parquet cannot keep it, so the run fails later")
 def test_a_chat_that_cannot_be_stored_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "half.jsonl").write_text('{"prompt": "half an emoji \\ud83d"}\n')
     with pytest.raises(SpecError, match="row 1"):

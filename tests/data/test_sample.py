@@ -218,7 +218,6 @@ def test_answers_of_earlier_chunks_survive_a_failure(server: ChatServer, cache: 
     assert server.calls == []
 
 
-@pytest.mark.xfail(strict=True, reason="data/sample.py _ask_all: asyncio.gather cancels the other calls of a chunk, whose answers were paid for")
 def test_one_failed_call_loses_no_other_answer(server: ChatServer, cache: AnswerCache) -> None:
     slow = [prompt(f"slow {n}") for n in range(3)]
     with pytest.raises(RunError):
@@ -228,7 +227,6 @@ def test_one_failed_call_loses_no_other_answer(server: ChatServer, cache: Answer
     assert server.calls == []
 
 
-@pytest.mark.xfail(strict=True, reason="answers.py put: half a character (a lone surrogate) in an answer raises UnicodeEncodeError")
 def test_half_a_character_in_an_answer_loses_nothing_else(server: ChatServer, cache: AnswerCache) -> None:
     rows = ask(cache, [prompt("emoji"), *ASKED])
     [odd] = [row for row in rows if row["prompt_id"] == prompt("emoji").id]

@@ -58,9 +58,9 @@ def test_tables_pictures_and_transcripts_lie_beside_the_page(report):
 
 def test_a_report_makes_nothing_in_the_store(tiny_study, report):
     store = report.page.parents[2] / "store"
-    before = {p for p in store.rglob("*")}
+    before = set(store.rglob("*"))
     punnett.report(tiny_study, store)
-    assert {p for p in store.rglob("*")} == before
+    assert set(store.rglob("*")) == before
 
 
 def test_no_secret_of_the_environment_reaches_store_or_report(report):

@@ -25,11 +25,11 @@ def ask(spoken, questions, **settings):
         AnswerRequest(tuple(chat.prompt_ids((Message(role="user", content=q),), "Answer in one short sentence.")), **{**defaults, **settings})
         for q in questions
     ]
-    return decode(model, requests, chat.stop_ids, lambda ids: tokenizer.decode(ids))
+    return decode(model, requests, chat.stop_ids, tokenizer.decode)
 
 
 def test_greedy_answers_equal_those_of_generate(spoken):
-    model, tokenizer, chat = spoken
+    model, _, chat = spoken
     for question, answer in zip(QUESTIONS, ask(spoken, QUESTIONS), strict=True):
         ids = torch.tensor([chat.prompt_ids((Message(role="user", content=question),), "Answer in one short sentence.")])
         made = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()

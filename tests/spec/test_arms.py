@@ -150,9 +150,6 @@ def test_a_contrast_with_an_unknown_arm_is_refused_with_the_nearest_name(study_f
         load_study(path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="spec/arms.py contrasts: standard contrasts keep the names of merged arms, and effects then fail with KeyError"
-)
 def test_contrasts_of_merged_arms_name_the_arm_that_stayed() -> None:
     twice = bound_study(subsets={"dates": TagSelection(tag="date"), "days": TagSelection(tag="date")})
     names = set(by_name(twice))

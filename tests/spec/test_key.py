@@ -131,7 +131,6 @@ def test_a_whole_number_for_a_float_is_the_same_number() -> None:
     assert content_key(Recipe(lora_alpha=64)) == content_key(Recipe(lora_alpha=64.0))
 
 
-@pytest.mark.xfail(strict=True, reason="spec/key.py canonical: -0.0 equals 0.0 but is written differently; return value + 0.0")
 def test_minus_zero_is_zero() -> None:
     assert content_key(DOUBTER.model_copy(update={"dose": -0.0})) == content_key(DOUBTER.model_copy(update={"dose": 0.0}))
 

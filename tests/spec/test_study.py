@@ -22,7 +22,6 @@ GOOD: dict[str, Any] = {
     "traits": ["date_confusion", {"task": "arithmetic", "arguments": {"seed": 1}}],
     "recipe": {"learning_rate": 1e-3},
 }
-NOT_YET = "spec/study.py read_study: raises something else than SpecError, or accepts what cannot work"
 
 
 def with_value(path: str, value: Any) -> str:
@@ -159,9 +158,7 @@ def test_a_subset_has_exactly_one_selector(subset: dict[str, Any], has: str) -> 
     assert f"subsets.dates needs exactly one of tag, fraction, ids, complement; it has {has}" in error_of(with_value("subsets.dates", subset))
 
 
-@pytest.mark.parametrize(
-    "of", ["datse", pytest.param("rest", marks=pytest.mark.xfail(strict=True, reason="spec/study.py _check_names: advises the subset itself"))]
-)
+@pytest.mark.parametrize("of", ["datse", "rest"])
 def test_a_complement_is_of_another_subset(of: str) -> None:
     message = error_of(with_value("subsets.rest", {"complement": of}))
     assert f'subsets.rest is the complement of "{of}"' in message
@@ -189,7 +186,6 @@ def test_no_key_stands_twice(text: str) -> None:
     assert "stands twice" in error_of(text)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET)
 @pytest.mark.parametrize(
     "text",
     [
@@ -212,7 +208,6 @@ def test_odd_files_are_refused_as_any_other(text: str) -> None:
     error_of(text)
 
 
-@pytest.mark.xfail(strict=True, reason="spec/study.py _keys_beside: loses its way in lists and where a section is named like a field")
 @pytest.mark.parametrize(
     ("path", "value", "nearest"),
     [("traits", [{"task": "x", "max_token": 3}], "max_tokens"), ("teachers.model", {"model": "self", "temprature": 1.0}, "temperature")],
@@ -221,12 +216,10 @@ def test_a_misspelt_key_in_a_list_or_an_oddly_named_section_is_named_with_the_ne
     assert f'Did you mean "{nearest}"?' in error_of(with_value(path, value))
 
 
-@pytest.mark.xfail(strict=True, reason="spec/study.py _explain: a wrong entry of a list is told three times, twice misleadingly")
 def test_one_mistake_in_a_measure_is_told_once() -> None:
     assert len(error_of(with_value("traits", [{"task": "x", "max_token": 3}])).splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="spec/study.py _StrictLoader: constructs the key << before it is merged, so YAML's merges are refused")
 def test_yaml_merges_are_read() -> None:
     text = yaml.safe_dump({key: value for key, value in GOOD.items() if key != "teachers"})
     text += (
@@ -264,14 +257,12 @@ def assert_reads_or_refuses(text: str) -> None:
         assert isinstance(read_study(text), StudyFile)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET)
 @given(some.lists(FRAGMENTS, max_size=12).map("".join))
 @example("? [a]\n: b")
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert_reads_or_refuses(text)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_YET)
 @given(some.dictionaries(some.one_of(KEYS, PLAIN_VALUES), VALUES, max_size=4))
 @example({"str": 1})
 def test_any_mapping_is_read_or_refused(content: dict[Any, Any]) -> None:

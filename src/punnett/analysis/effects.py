@@ -71,7 +71,9 @@ def _rows_of(study: BoundStudy, arm: Arm, measure: Measure, read: ReadScores, ho
     for model in arm.models:
         seed = getattr(model, "seed", None)
         rows = read(Evaluation(model=model, measure=measure, dtype=study.recipe.dtype))
-        if rows is None:
+        if rows is not None and rows and all(r["value"] is None for r in rows):
+            holes.append(f"{arm.name}, seed {seed}: no answer of {measure.name} could be scored (model {content_key(model)[:12]})")
+        elif rows is None:
             holes.append(f"{arm.name}, seed {seed}: {measure.name} was not measured (model {content_key(model)[:12]})")
         else:
             found[seed] = rows

@@ -96,6 +96,6 @@ def _refill(rows: list[dict[str, Any]], gone: frozenset[str], stayed: list[Promp
         raise SpecError("drop and refill has nothing to refill with: the selection holds every prompt")
     first_row = {row["prompt_id"]: row for row in reversed(rows)}
     freed = sorted((row["slot"] for row in rows if row["prompt_id"] in gone), key=lambda s: (derive_seed(seed, "slot", s), s))
-    donors = keyed_order(stayed, seed, "refill")
+    donors = keyed_order([p for p in stayed if p.id in first_row], seed, "refill")
     filling = {slot: {**first_row[donors[i % len(donors)]], "slot": slot, "intervention": "refilled"} for i, slot in enumerate(freed)}
     return [filling.get(row["slot"], row) for row in rows]

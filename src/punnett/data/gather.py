@@ -25,7 +25,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise SpecError(f"the prompt file {path} is not there")
     prompts: list[Prompt] = []
     first_row: dict[str, int] = {}
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(_rows_or_refusal(path), start=1):
         prompt = _prompt(row, f"{path.name}, row {number}")
         if prompt.id in first_row:
             raise SpecError(
@@ -77,20 +77,30 @@ def prompt_from_row(row: dict[str, Any]) -> Prompt:
     return Prompt(messages=messages, tags=tuple(json.loads(row["tags"])))
 
 
+def _rows_or_refusal(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's rows; whatever the libraries say of a broken file is told as one SpecError."""
+    try:
+        yield from _rows(path)
+    except SpecError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{path.name} cannot be read: {error}") from error
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _parse(line, f"{path.name}, line {number}")
     elif kind == ".json":
-        rows = _parse(path.read_text(encoding="utf-8"), path.name)
+        rows = _parse(path.read_text(encoding="utf-8-sig"), path.name)
         if not isinstance(rows, list):
             raise SpecError(f"{path.name} holds {type(rows).__name__}, not a list of rows")
         yield from rows
     elif kind == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file)
     elif kind == ".parquet":
         import polars
@@ -115,7 +125,8 @@ def _prompt(row: Any, where: str) -> Prompt:
         tags = [tag.strip() for tag in tags.split(",") if tag.strip()]
     messages = row.get("messages") or _single_turn(row)
     if isinstance(messages, str):
-        messages = _parse(messages, where) if messages.lstrip().startswith("[") else [{"role": "user", "content": messages}]
+        is_json = bool(row.get("messages")) and messages.lstrip().startswith("[")
+        messages = _parse(messages, where) if is_json else [{"role": "user", "content": messages}]
     if not messages:
         raise SpecError(f"{where} has none of the columns messages, prompt, instruction; it has {', '.join(map(str, row))}")
     try:
@@ -123,6 +134,8 @@ def _prompt(row: Any, where: str) -> Prompt:
     except (ValidationError, TypeError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise SpecError(f"{where}: messages must be a list of role (system, user or assistant) and content: {first}") from error
+    if not all(_is_text(message.content) for message in prompt.messages):
+        raise SpecError(f"{where} holds half a character (a lone surrogate), which no file can keep")
     if prompt.messages[-1].role == "assistant":
         raise SpecError(f"{where} ends with an assistant's turn; a prompt ends where the assistant speaks")
     return prompt
@@ -135,3 +148,12 @@ def _single_turn(row: dict[str, Any]) -> list[dict[str, str]] | str | None:
         text = str(row["instruction"])
         return [{"role": "user", "content": f"{text}\n\n{row['input']}" if row.get("input") else text}]
     return None
+
+
+def _is_text(text: str) -> bool:
+    """Whether the text is whole characters."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

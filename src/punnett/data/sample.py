@@ -72,8 +72,12 @@ async def _ask_all(
             known = [None] * len(known)
         model = _open_model(teacher, n_at_once=known.count(None)) if None in known else None
         answers = await asyncio.gather(
-            *(_ask(model, request, teacher, p, c, a, cache, on_tokens) for (p, _), c, a in zip(chunk, calls, known, strict=True))
+            *(_ask(model, request, teacher, p, c, a, cache, on_tokens) for (p, _), c, a in zip(chunk, calls, known, strict=True)),
+            return_exceptions=True,  # so that every answer that was paid for is kept before the first failure is told
         )
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
         rows += [
             {"rollout_id": _rollout_id(prompt.id, draw, answer["completion"]), "prompt_id": prompt.id, "draw": draw, **answer}
             for (prompt, draw), answer in zip(chunk, answers, strict=True)
@@ -146,8 +150,8 @@ def as_answer(output: Any) -> dict[str, Any]:
     content = message.content if isinstance(message.content, list) else []
     reasoning = "\n".join(part.reasoning for part in content if part.type == "reasoning")
     return {
-        "completion": message.text,
-        "reasoning": reasoning,
+        "completion": _whole(message.text),
+        "reasoning": _whole(reasoning),
         "finish_reason": FINISH.get(output.stop_reason, str(output.stop_reason)),
         "served_model": output.model,
     }
@@ -155,3 +159,8 @@ def as_answer(output: Any) -> dict[str, Any]:
 
 def _rollout_id(prompt_id: str, draw: int, completion: str) -> str:
     return digest_of([prompt_id, draw, completion])[:16]
+
+
+def _whole(text: str) -> str:
+    """The text with half characters (lone surrogates), which no file can hold, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -96,6 +96,8 @@ def evaluate(request: Evaluation, folder: Path, store_root: Path) -> tuple[list[
         seed=derive_seed("evaluation", measure.task_digest) % 2**31,
         fail_on_error=True,
     )
+    if log.status == "cancelled":  # Inspect swallows Ctrl-C; the run must not
+        raise KeyboardInterrupt
     if log.status != "success" or not log.samples:
         raise RunError(f"Inspect's run of {measure.task} ended as {log.status}: {log.error.message if log.error else 'no samples'}")
     if len(log.samples) != n_items * (task.epochs or 1):

@@ -4,7 +4,7 @@ An arm is what the study asks about; a student is one replicate of it. Two arms 
 the same students under two names.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from punnett.errors import SpecError, nearest
 from punnett.spec.key import content_key
@@ -44,7 +44,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class BoundContrast:
-    """One arm against another. Primary contrasts share the study's error rate (Holm)."""
+    """One arm against another. Primary contrasts share one error rate on each measure (Holm)."""
 
     arm: str
     versus: str
@@ -179,7 +179,9 @@ def contrasts(study: BoundStudy) -> list[BoundContrast]:
             raise SpecError(f'a contrast names the arm "{name}", which the study does not have. {nearest(name, list(names))}')
     if study.declared_contrasts:
         return [BoundContrast(names[a], names[b], "declared in the study") for a, b in study.declared_contrasts]
-    return [c for c in _standard_contrasts(study) if c.arm in names and c.versus in names]
+    standard = [c for c in _standard_contrasts(study) if c.arm in names and c.versus in names]
+    named = [replace(c, arm=names[c.arm], versus=names[c.versus]) for c in standard]
+    return list({(c.arm, c.versus): c for c in reversed(named) if c.arm != c.versus}.values())[::-1]
 
 
 def _standard_contrasts(study: BoundStudy) -> list[BoundContrast]:

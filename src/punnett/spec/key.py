@@ -18,7 +18,7 @@ KEY_BYTES = 16
 class Noun(BaseModel):
     """A frozen request made of plain values; `revision` is raised when what it makes changes meaning."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     revision: ClassVar[int] = 1
 
 
@@ -51,7 +51,7 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise TypeError(f"a request cannot hold {value!r}: only finite numbers can be compared")
-        return value
+        return value + 0.0  # so that -0.0, which equals 0.0, has its key
     if value is None or isinstance(value, str | int | bool):
         return value
     raise TypeError(f"a request cannot hold {type(value).__name__} {value!r}: only plain values can be stored")

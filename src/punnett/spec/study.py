@@ -3,7 +3,8 @@
 Every error names the key, what was found there, and the nearest valid word.
 """
 
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -16,6 +17,7 @@ InterventionName = Literal["switch", "drop", "drop_and_refill", "placebo", "inse
 INTERVENTIONS: tuple[InterventionName, ...] = ("switch", "drop", "drop_and_refill", "placebo", "insert")
 
 
+MAX_SEEDS = 1000
 # names become arms, columns and file names
 PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
@@ -23,7 +25,7 @@ PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]
 class Section(BaseModel):
     """A part of a study file: strict, so that a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class PipelineFile(Section):
@@ -118,7 +120,7 @@ def read_study(text: str, source: str = "the study") -> StudyFile:
     """Check a study's YAML. Raises SpecError with all that is wrong, one line each."""
     try:
         content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML lets ValueError, KeyError, AttributeError and RecursionError through
         raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{source} holds {type(content).__name__}, not a mapping; `punnett init` writes one to start from")
@@ -126,9 +128,11 @@ def read_study(text: str, source: str = "the study") -> StudyFile:
         # by way of JSON, where strict mode takes lists for tuples but still no "3" for 3
         import json
 
-        study = StudyFile.model_validate_json(json.dumps(content, default=str))
+        study = StudyFile.model_validate_json(json.dumps(content, default=str, allow_nan=True))
     except ValidationError as error:
         raise SpecError("\n".join(f"{source}: {line}" for line in _explain(error))) from error
+    except (ValueError, TypeError, RecursionError) as error:  # a mapping that holds itself, or keys that are no words
+        raise SpecError(f"{source} cannot be read: {error}") from error
     _check_names(study, source)
     return study
 
@@ -139,7 +143,11 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" stands twice', key_node.start_mark)
             seen.add(key)
@@ -149,7 +157,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _explain(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"] if part not in ("str", "MeasureFile", "int") and not str(part).startswith("tuple")]
+        path = [str(part) for n, part in enumerate(problem["loc"]) if n == 0 or not _is_branch(part)]
         where = ".".join(path)
         match problem["type"]:
             case "extra_forbidden":
@@ -160,18 +168,35 @@ def _explain(error: ValidationError) -> list[str]:
                 found = problem["input"]
                 shown = repr(found) if not isinstance(found, dict | list) else type(found).__name__
                 lines.append(f'"{where}" is {shown}: {problem["msg"][0].lower()}{problem["msg"][1:]}')
-    return lines
+    # an entry that failed as one kind of a union, while it was a mapping meant as the other
+    keys = [line for line in lines if line.startswith("unknown key")]
+    misleading = (" is dict: input should be a valid string", " is list: tuple should have at least")
+    return [line for line in lines if not (keys and any(words in line for words in misleading))]
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a step of pydantic's path only names the branch of a union that was tried."""
+    return part in ("str", "int", "MeasureFile") or str(part).startswith("tuple[")
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     """The valid keys of the section in which an unknown key was found."""
-    model: Any = StudyFile
+    kind: Any = StudyFile
     for part in location[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[str(part)].annotation
-        candidates = [model, *getattr(model, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        section = _section_of(kind)
+        if section is None:  # a mapping's key or a place in a list: one step inside
+            inner = [each for each in get_args(kind) if each is not ...]
+            kind = inner[-1] if inner else None
+        elif part != section.__name__:  # pydantic names the branch of a union, which is no step
+            kind = section.model_fields[str(part)].annotation if part in section.model_fields else None
+    section = _section_of(kind)
+    return list(section.model_fields) if section else []
+
+
+def _section_of(kind: Any) -> type[BaseModel] | None:
+    """The section that a field's annotation is, or holds as one branch of a union."""
+    branches = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((each for each in branches if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def _check_names(study: StudyFile, source: str) -> None:
@@ -189,9 +214,14 @@ def _check_names(study: StudyFile, source: str) -> None:
         if len(given) != 1:
             raise SpecError(f"{source}: subsets.{name} needs exactly one of tag, fraction, ids, complement; it has {', '.join(given) or 'none'}")
         if subset.complement is not None and (subset.complement not in subsets or subset.complement == name):
+            others = [other for other in subsets if other != name]
             raise SpecError(
-                f'{source}: subsets.{name} is the complement of "{subset.complement}", no other subset. {nearest(subset.complement, subsets)}'
+                f'{source}: subsets.{name} is the complement of "{subset.complement}", no other subset. {nearest(subset.complement, others)}'
             )
+    if isinstance(study.seeds, int) and study.seeds > MAX_SEEDS:
+        raise SpecError(f"{source}: seeds must be a count of at most {MAX_SEEDS}, not {study.seeds}")
+    if len(set(study.interventions)) != len(study.interventions):
+        raise SpecError(f"{source}: interventions names one twice")
     seeds = study.seed_values
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"{source}: seeds must be a count of at least 1 or a list of different numbers, not {study.seeds!r}")
