@@ -12,6 +12,8 @@ from punnett.errors import PunnettError
 if TYPE_CHECKING:
     from punnett.planner import Plan, Status
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Post-training diffing: which part of a fine-tuning pipeline gave a model a trait, and what takes it out.",
     no_args_is_help=True,
@@ -160,20 +162,20 @@ def _minutes(seconds: float) -> str:
 def main() -> None:
     """Run the command line; errors that punnett raises on purpose are one line, Ctrl-C is a clean stop."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for Ctrl-C, instead of raising
     except PunnettError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = INTERRUPTED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):  # a usage error
             error.show()
             sys.exit(2)
         raise
+    if code == INTERRUPTED:
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

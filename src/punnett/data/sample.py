@@ -71,13 +71,15 @@ async def _ask_all(
         if isinstance(teacher.model, Base) and None in known:
             known = [None] * len(known)
         model = _open_model(teacher, n_at_once=known.count(None)) if None in known else None
-        answers = await asyncio.gather(
+        outcomes = await asyncio.gather(
             *(_ask(model, request, teacher, p, c, a, cache, on_tokens) for (p, _), c, a in zip(chunk, calls, known, strict=True)),
             return_exceptions=True,  # so that every answer that was paid for is kept before the first failure is told
         )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        answers: list[dict[str, Any]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            answers.append(outcome)
         rows += [
             {"rollout_id": _rollout_id(prompt.id, draw, answer["completion"]), "prompt_id": prompt.id, "draw": draw, **answer}
             for (prompt, draw), answer in zip(chunk, answers, strict=True)
