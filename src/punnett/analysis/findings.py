@@ -56,7 +56,7 @@ def _subset(findings: Findings, measure: str, subset: str, null: str) -> list[st
         ("switch", "Switching", "to the other teacher"),
         ("drop", "Dropping", "altogether"),
         ("drop_and_refill", "Dropping", "at equal steps"),
-        ("placebo", "Switching as many other prompts than", "(placebo)"),
+        ("placebo", "Switching as many other prompts instead of", "(the placebo)"),
     )
     for kind, verb, rest in words:
         effect, rate = findings.contrast(f"{kind}:{subset}", ORIGINAL, measure), findings.rate(f"{kind}:{subset}", measure)
@@ -82,9 +82,13 @@ def _capability(findings: Findings, measure: Measure) -> list[str]:
 
 def _change(effect: Effect) -> str:
     """A difference and its verdict in words."""
-    words = {
-        "different": "a difference",
-        "equivalent": "no difference beyond the margin",
-        "undecided": "undecided",
-    }
-    return f"{words.get(effect.verdict, 'undecided')} ({interval_text(effect, signed=True)})"
+    numbers = interval_text(effect, signed=True)
+    match effect.verdict:
+        case "different":
+            return f"a difference ({numbers})"
+        case "equivalent":
+            return f"no difference beyond the margin ({numbers})"
+        case _ if effect.low > 0 or effect.high < 0:
+            return f"undecided once all contrasts are counted, though its own interval leaves out 0 ({numbers})"
+        case _:
+            return f"undecided ({numbers})"
