@@ -46,8 +46,8 @@ def rates_chart(findings: Findings, measure: Measure, arms: list[Arm]) -> Any:
     point = base.mark_point(filled=True, size=58, opacity=1).encode(
         x=altair.X("rate:Q", scale=scale), y=row, yOffset=offset, color=colour, shape=shape
     )
-    step = 15 * max(len(names), 1) + 8
-    return _styled((whisker + point).properties(width=430, height={"step": step}), altair)
+    height = len(order) * (13 * len(names) + 12)
+    return _styled((whisker + point).properties(width=430, height=height), altair)
 
 
 def contrasts_chart(findings: Findings, measure: Measure, margin: float) -> Any:
@@ -68,12 +68,15 @@ def contrasts_chart(findings: Findings, measure: Measure, margin: float) -> Any:
     band = (
         altair.Chart(altair.Data(values=[{"from": -margin, "to": margin}]))
         .mark_rect(color="#e4e7eb", opacity=0.8)
-        .encode(x=altair.X("from:Q", scale=altair.Scale(domain=[-1, 1]), title="difference of shares"), x2="to:Q")
+        .encode(
+            x=altair.X("from:Q", scale=altair.Scale(domain=[-1, 1]), title="difference of shares", axis=altair.Axis(tickCount=5, format="+.1f")),
+            x2="to:Q",
+        )
     )
     zero = altair.Chart(altair.Data(values=[{"at": 0}])).mark_rule(color=PALE).encode(x="at:Q")
     whisker = base.mark_rule(strokeWidth=1.6).encode(x="low:Q", x2="high:Q", y=row, color=colour)
     point = base.mark_point(filled=True, size=58, opacity=1).encode(x="difference:Q", y=row, color=colour, shape=shape)
-    return _styled((band + zero + whisker + point).properties(width=430, height={"step": 24}), altair)
+    return _styled((band + zero + whisker + point).properties(width=430, height=25 * len(order)), altair)
 
 
 def contrast_name(effect: Effect) -> str:
@@ -113,7 +116,8 @@ def _legend(n_entries: int) -> Any:
 def _styled(chart: Any, altair: Any) -> Any:
     font = "Helvetica, Arial, sans-serif"
     return (
-        chart.configure(background="#ffffff", font=font)
+        # room on the left: labels are measured in a font that the viewer may not have
+        chart.configure(background="#ffffff", font=font, padding={"left": 45, "right": 10, "top": 5, "bottom": 5})
         .configure_axis(
             labelColor=INK, titleColor=INK, gridColor="#eceff2", domainColor=PALE, tickColor=PALE, labelFontSize=12, titleFontWeight="normal"
         )
