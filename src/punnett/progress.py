@@ -83,9 +83,10 @@ class LiveProgress:
         if not self._console.is_terminal:
             seconds = time.monotonic() - self._current[3]
             about_left = _clock(self._seconds_left())
-            self._console.print(
-                f"  {SINGULAR[station]:<10} {self._name(request):<44} {seconds:5.1f} s, about {about_left} left", highlight=False, soft_wrap=True
-            )
+            tokens = self._current[2]
+            speed = f"{tokens / seconds:4.0f} tok/s, " if tokens else ""
+            line = f"  {SINGULAR[station]:<10} {self._name(request):<44} {seconds:5.1f} s, {speed}about {about_left} left"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _name(self, request: Noun) -> str:
         return self._names.get(content_key(request), content_key(request)[:12])
