@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
-from punnett.analysis.effects import HEADLINE, Findings
+from punnett.analysis.effects import Findings
 from punnett.reporting.draw import contrast_name, contrasts_chart, rates_chart, save
 from punnett.spec.arms import Arm, BoundStudy, arms, contrasts
 from punnett.spec.key import content_key, derive_seed
-from punnett.spec.measure import Effect, Evaluation, Measure
+from punnett.spec.measure import Evaluation, Measure
 from punnett.spec.student import Student
 from punnett.store import Store
 
@@ -33,13 +34,15 @@ def write_report(study: BoundStudy, findings: Findings, sentences: list[str], st
     _write_csv(folder / "contrasts.csv", [e.model_dump() for e in findings.contrasts])
     (folder / "study.yaml").write_text(study.text, encoding="utf-8")
     _link_logs(study, found, store, folder / "logs")
+    methods = dict(zip(dict.fromkeys(e.method for e in findings.contrasts), ascii_lowercase, strict=False))
     page = _template().render(
         study=study,
         sentences=sentences,
         pictures=pictures,
         rates=[_rate_row(arm, study, findings) for arm in found],
         measures=study.measures,
-        contrasts=[_contrast_row(e, study) for e in findings.contrasts],
+        contrasts=_contrast_blocks(study, findings, methods),
+        methods={letter: method for method, letter in methods.items()},
         arms=[_arm_examples(arm, study, store) for arm in found],
         audits=_audits(found, store),
         validity=_validity(found, study, store),
@@ -92,9 +95,18 @@ def _rate_row(arm: Arm, study: BoundStudy, findings: Findings) -> dict[str, Any]
     return {"name": arm.name, "meaning": arm.meaning, "n_students": len(arm.students), "rates": rates}
 
 
-def _contrast_row(effect: Effect, study: BoundStudy) -> dict[str, Any]:
-    question = next(c.question for c in contrasts(study) if (c.arm, c.versus) == (effect.arm, effect.versus))
-    return {"name": contrast_name(effect), "question": question, "effect": effect}
+def _contrast_blocks(study: BoundStudy, findings: Findings, methods: dict[str, str]) -> list[dict[str, Any]]:
+    """The contrasts of each measure; a method is told by a letter, since most rows share one."""
+    questions = {(c.arm, c.versus): c.question for c in contrasts(study)}
+    blocks = []
+    for measure in study.measures:
+        rows = [
+            {"name": contrast_name(e), "question": questions[e.arm, str(e.versus)], "effect": e, "method": methods.get(e.method, "")}
+            for e in findings.contrasts
+            if e.measure == measure.name
+        ]
+        blocks.append({"measure": measure.name, "rows": rows})
+    return blocks
 
 
 def _arm_examples(arm: Arm, study: BoundStudy, store: Store) -> dict[str, Any]:
@@ -200,8 +212,3 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def headline_label(measure: Measure) -> str:
-    """The group that a measure's headline is about, for a column's head."""
-    return measure.headline_group or HEADLINE

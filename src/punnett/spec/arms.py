@@ -187,16 +187,16 @@ def contrasts(study: BoundStudy) -> list[BoundContrast]:
 def _standard_contrasts(study: BoundStudy) -> list[BoundContrast]:
     null = NULL if study.with_self_distillation else ALTERNATE
     found = [
-        BoundContrast(ORIGINAL, null, "what the teacher gives"),
-        BoundContrast(null, BASE, "what training alone gives"),
+        BoundContrast(ORIGINAL, null, "what the teacher's rollouts change"),
+        BoundContrast(null, BASE, "what training alone changes"),
     ]
     for subset in study.subsets:
         found += [
-            BoundContrast(f"switch:{subset}", ORIGINAL, f"what switching {subset} takes away"),
-            BoundContrast(f"drop:{subset}", ORIGINAL, f"what dropping {subset} takes away"),
-            BoundContrast(f"drop_and_refill:{subset}", ORIGINAL, f"what dropping {subset} takes away at equal steps"),
-            BoundContrast(f"placebo:{subset}", ORIGINAL, "what switching as many others takes away"),
+            BoundContrast(f"switch:{subset}", ORIGINAL, f"what switching {subset} changes"),
+            BoundContrast(f"drop:{subset}", ORIGINAL, f"what dropping {subset} changes"),
+            BoundContrast(f"drop_and_refill:{subset}", ORIGINAL, f"what dropping {subset} changes at equal steps"),
+            BoundContrast(f"placebo:{subset}", ORIGINAL, "what switching as many others changes"),
             BoundContrast(f"switch:{subset}", f"drop:{subset}", "switch against drop: the patch-ablate gap"),
-            BoundContrast(f"insert:{subset}", null, f"what {subset} alone gives"),
+            BoundContrast(f"insert:{subset}", null, f"what inserting {subset} alone changes"),
         ]
     return found
