@@ -33,6 +33,8 @@ class Findings:
     rates: tuple[Effect, ...]
     contrasts: tuple[Effect, ...]
     holes: tuple[str, ...]
+    # share of an arm's answers that hit the limit of tokens, by (measure, arm): what looks like a loss may be length
+    cut_off: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
 
     def rate(self, arm: str, measure: str, group: str = HEADLINE) -> Effect | None:
         """One arm's rate, if it was measured."""
@@ -48,16 +50,20 @@ def find_effects(study: BoundStudy, read: ReadScores) -> Findings:
     rates: list[Effect] = []
     compared: list[Effect] = []
     holes: list[str] = []
+    cut_off: dict[tuple[str, str], float] = {}
     for measure in study.measures:
         rows = {arm.name: _rows_of(study, arm, measure, read, holes) for arm in arms(study)}
         groups = sorted({r["group"] for by_seed in rows.values() for student in by_seed.values() for r in student})
         for arm in arms(study):
+            flags = [bool(row.get("truncated")) for student in rows[arm.name].values() for row in student]
+            if flags:
+                cut_off[measure.name, arm.name] = sum(flags) / len(flags)
             for group in (HEADLINE, *groups):
                 answers = _answers(rows[arm.name], _wanted(measure, group))
                 if answers is not None:
                     rates.append(_rate(measure, group, arm, answers))
         compared += _compare(study, measure, rows)
-    return Findings(tuple(rates), tuple(compared), tuple(holes))
+    return Findings(tuple(rates), tuple(compared), tuple(holes), cut_off)
 
 
 def _wanted(measure: Measure, group: str) -> str | None:

@@ -4,6 +4,9 @@ from punnett.analysis.effects import HEADLINE, Findings
 from punnett.spec.arms import NULL, ORIGINAL, BoundStudy
 from punnett.spec.measure import Effect, Measure
 
+# a difference in cut-off answers between arms from which a capability's rates should not be compared without a word
+NOTABLE_CUT_OFF = 0.1
+
 
 def sentences(study: BoundStudy, findings: Findings) -> list[str]:
     """The finding, a few sentences for each trait, then the costs, then the holes."""
@@ -77,6 +80,13 @@ def _capability(findings: Findings, measure: Measure) -> list[str]:
     for effect, cause in ((null, "training alone, on the base's own answers"), (original, "the original teacher instead of the base's own answers")):
         if effect is not None:
             lines.append(f"{measure.name}, cost of {cause}: {_change(effect)}.")
+    shares = {arm: share for (name, arm), share in findings.cut_off.items() if name == measure.name}
+    if shares and max(shares.values()) - min(shares.values()) > NOTABLE_CUT_OFF:
+        worst, best = max(shares, key=lambda a: shares[a]), min(shares, key=lambda a: shares[a])
+        lines.append(
+            f"{measure.name}: {shares[worst]:.0%} of {worst}'s answers were cut off at the limit of tokens, {shares[best]:.0%} of {best}'s; "
+            "what looks like a loss may be length. Raise max_tokens."
+        )
     return lines
 
 
