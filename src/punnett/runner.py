@@ -11,7 +11,7 @@ from punnett.answers import AnswerCache
 from punnett.data.blend import MIX_COLUMNS, blend
 from punnett.data.gather import PROMPT_COLUMNS, gather, prompt_row
 from punnett.data.sample import ROLLOUT_COLUMNS, sample
-from punnett.errors import PunnettError, RunError
+from punnett.errors import PunnettError
 from punnett.spec.arms import BoundStudy, evaluations
 from punnett.spec.graph import STATIONS, closure, needs
 from punnett.spec.key import Noun, content_key
@@ -159,9 +159,3 @@ def default_store() -> Path:
     import os
 
     return Path(os.environ.get("PUNNETT_STORE") or Path(".punnett") / "store")
-
-
-def raise_if_failed(summary: RunSummary) -> None:
-    """Turn holes into one error for callers that want none."""
-    if summary.failed:
-        raise RunError("; ".join(summary.failed.values()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from punnett.errors import RunError, SpecError, nearest
 from punnett.spec.key import content_key, derive_seed, digest_of
-from punnett.spec.measure import Evaluation, Measure
+from punnett.spec.measure import Evaluation
 from punnett.spec.student import Student
 
 SCORE_COLUMNS = {
@@ -153,11 +153,6 @@ def measure_kind(task: Any) -> tuple[str, str | None]:
     """Whether a task calls itself a trait or a capability, and which group of items its headline is about."""
     about = task.metadata or {}
     return about.get("kind", "capability"), about.get("headline_group")
-
-
-def estimated_tokens(measure: Measure, n_items: int) -> int:
-    """Tokens that an evaluation generates at most."""
-    return n_items * measure.sampling.max_tokens
 
 
 def _keep_log(folder: Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from punnett.bases import load_model, load_tokenizer, weights_fingerprint
@@ -47,11 +46,6 @@ def train(batch: list[Student], store: Store, watch: Watch) -> Iterator[tuple[St
         raise RunError("the base's weights changed while students were trained; nothing made in this run can be trusted")
 
 
-def audit_of(student: Student, store: Store) -> Audit:
-    """The audit of a student whose mix is in the store, without training it."""
-    return _prepare(student, store, ChatFormat(load_tokenizer(student.base.location)))[1]
-
-
 def _prepare(student: Student, store: Store, chat: ChatFormat) -> tuple[list[Example], Audit]:
     stage = student.stages[0]
     left_out = store.manifest(stage.mix).get("n_left_out_unfinished", 0)
@@ -84,8 +78,3 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The steps of a finished student."""
-    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
