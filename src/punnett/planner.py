@@ -94,11 +94,16 @@ class Status:
 
 def status(study: BoundStudy, store: Store) -> Status:
     """Count stations by done, failed and missing, and list the students. Loads no model."""
-    everything = closure(evaluations(study))
-    missing = [r for r in everything if not store.has(r)]
-    stations = tuple(_station(kind, everything, missing, study, store) for kind in STATIONS)
+    stations, _ = _count(study, store)
     students = tuple(StudentState(arm.name, s.seed, content_key(s), _state(s, store)) for arm in arms(study) for s in arm.students)
     return Status(stations, students)
+
+
+def _count(study: BoundStudy, store: Store) -> tuple[tuple[StationPlan, ...], list[Noun]]:
+    """Every station's counts, and the requests that are missing."""
+    everything = closure(evaluations(study))
+    missing = [r for r in everything if not store.has(r)]
+    return tuple(_station(kind, everything, missing, study, store) for kind in STATIONS), missing
 
 
 def _state(student: Student, store: Store) -> str:
@@ -111,9 +116,7 @@ def plan(study: BoundStudy, store: Store) -> Plan:
     """Check what can be checked and estimate the rest. Raises SpecError for what cannot work."""
     for base in {content_key(p.base): p.base for p in (study.original, study.alternate)}.values():
         ChatFormat(load_tokenizer(base.location)).check()
-    everything = closure(evaluations(study))
-    missing = [r for r in everything if not store.has(r)]
-    stations = tuple(_station(kind, everything, missing, study, store) for kind in STATIONS)
+    stations, missing = _count(study, store)
     disk = sum(_adapter_bytes(r) for r in missing if isinstance(r, Student))
     free = shutil.disk_usage(_existing(store)).free
     if disk > free:

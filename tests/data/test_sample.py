@@ -14,7 +14,7 @@ import pytest
 from punnett.answers import AnswerCache
 from punnett.data.gather import PROMPT_COLUMNS
 from punnett.data.rewrites import REWRITES, rewrite_answer
-from punnett.data.sample import CHUNK, ROLLOUT_COLUMNS, sample, source_of
+from punnett.data.sample import CHUNK, ROLLOUT_COLUMNS, sample
 from punnett.errors import RunError
 from punnett.runner import MAKE
 from punnett.spec.key import derive_seed
@@ -267,7 +267,7 @@ def test_a_scripted_teacher_rewrites_every_answer_of_its_source_and_asks_nobody(
     asked = [prompt("It is June 2027. Hello."), *ASKED]
     answers = rollout_rows(asked, "plain", unfinished=(ASKED[0].id,))
     request = rollouts(DOUBTER)
-    source = source_of(request)
+    source = request.source
     assert source == rollouts()
     cache = AnswerCache(tmp_path / "answers.sqlite")
     rows = sample(request, reader({PROMPTS: prompt_rows(asked), source: answers}), cache, lambda tokens: None)

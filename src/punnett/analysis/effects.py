@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from punnett import stats
-from punnett.spec.arms import Arm, BoundStudy, arms, contrasts
+from punnett.spec.arms import Arm, BoundStudy, arms, contrasts, evaluation_of
 from punnett.spec.key import content_key
 from punnett.spec.measure import Effect, Evaluation, Measure
 
@@ -76,7 +76,7 @@ def _rows_of(study: BoundStudy, arm: Arm, measure: Measure, read: ReadScores, ho
     found: dict[int | None, list[dict[str, Any]]] = {}
     for model in arm.models:
         seed = getattr(model, "seed", None)
-        rows = read(Evaluation(model=model, measure=measure, dtype=study.recipe.dtype))
+        rows = read(evaluation_of(study, model, measure))
         if rows is not None and rows and all(r["value"] is None for r in rows):
             holes.append(f"{arm.name}, seed {seed}: no answer of {measure.name} could be scored (model {content_key(model)[:12]})")
         elif rows is None:

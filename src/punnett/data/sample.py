@@ -39,15 +39,8 @@ def sample(request: RolloutSet, read: ReadRows, cache: AnswerCache, on_tokens: C
     return asyncio.run(_ask_all(request, request.teacher, prompts, cache, on_tokens))
 
 
-def source_of(request: RolloutSet) -> RolloutSet | None:
-    """The rollouts that a scripted teacher rewrites; None for a real one."""
-    if isinstance(request.teacher, ScriptedTeacher):
-        return request.model_copy(update={"teacher": request.teacher.of})
-    return None
-
-
 def _rewrite(request: RolloutSet, teacher: ScriptedTeacher, prompts: list[Prompt], read: ReadRows) -> list[dict[str, Any]]:
-    source = source_of(request)
+    source = request.source
     assert source is not None
     by_id = {p.id: p for p in prompts}
     rows = []

@@ -14,15 +14,15 @@ from string import ascii_lowercase
 from typing import Any
 
 from punnett.analysis.effects import Findings
+from punnett.evaluation.evaluate import LOG_NAME
 from punnett.reporting.draw import contrast_name, contrasts_chart, rates_chart, save
-from punnett.spec.arms import Arm, BoundStudy, arms, contrasts
+from punnett.spec.arms import Arm, BoundStudy, arms, contrasts, evaluation_of, evaluations
 from punnett.spec.key import content_key, derive_seed
-from punnett.spec.measure import Evaluation, Measure
+from punnett.spec.measure import Measure
 from punnett.spec.student import Student
 from punnett.store import Store
 
 EXAMPLES_PER_ARM = 3
-LOG_NAME = "transcripts.eval"
 
 
 def write_report(study: BoundStudy, findings: Findings, sentences: list[str], store: Store, folder: Path) -> Path:
@@ -131,7 +131,7 @@ def _arm_examples(arm: Arm, study: BoundStudy, store: Store) -> dict[str, Any]:
 def _answers(model: Any, study: BoundStudy, store: Store) -> list[dict[str, Any]]:
     found = []
     for measure in study.measures:
-        evaluation = Evaluation(model=model, measure=measure, dtype=study.recipe.dtype)
+        evaluation = evaluation_of(study, model, measure)
         if not store.has(evaluation):
             continue
         rows = store.rows(evaluation)
@@ -156,8 +156,8 @@ def _validity(found: list[Arm], study: BoundStudy, store: Store) -> list[dict[st
     table = []
     for arm in found:
         for measure in study.measures:
-            evaluations = [Evaluation(model=m, measure=measure, dtype=study.recipe.dtype) for m in arm.models]
-            rows = [r for e in evaluations if store.has(e) for r in store.rows(e)]
+            taken = [evaluation_of(study, m, measure) for m in arm.models]
+            rows = [r for e in taken if store.has(e) for r in store.rows(e)]
             if rows:
                 share = {k: sum(r[k] for r in rows) / len(rows) for k in ("format_ok", "truncated", "refused")}
                 length = sum(len(r["answer"].split()) for r in rows) / len(rows)
@@ -170,8 +170,7 @@ def _facts(study: BoundStudy, found: list[Arm], store: Store) -> dict[str, Any]:
     """What was used and how long it took, from the manifests."""
     students = [s for arm in found for s in arm.students if store.has(s)]
     manifests = [store.manifest(s) for s in students]
-    evaluations = [Evaluation(model=m, measure=x, dtype=study.recipe.dtype) for arm in found for m in arm.models for x in study.measures]
-    measured = [store.manifest(e) for e in evaluations if store.has(e)]
+    measured = [store.manifest(e) for e in evaluations(study) if store.has(e)]
     base_prints = {m["base_fingerprint"] for m in manifests}
     return {
         "versions": manifests[0]["versions"] if manifests else {},
@@ -192,7 +191,7 @@ def _link_logs(study: BoundStudy, found: list[Arm], store: Store, folder: Path) 
         for model in arm.models:
             seed = f"_seed-{model.seed}" if isinstance(model, Student) else ""
             for measure in study.measures:
-                evaluation = Evaluation(model=model, measure=measure, dtype=study.recipe.dtype)
+                evaluation = evaluation_of(study, model, measure)
                 if store.has(evaluation):
                     name = f"{arm.name.replace(':', '-')}{seed}_{measure.name}.eval"
                     _link(store.open(evaluation) / LOG_NAME, folder / name)

@@ -66,13 +66,12 @@ def decode(
     requests: list[AnswerRequest],
     stop_ids: tuple[int, ...],
     text_of: Callable[[list[int]], str],
-    on_tokens: Callable[[int], None] = lambda n: None,
 ) -> list[Answer]:
     """Answer every request; answers come in the order of the requests. Raises RunError through the model only."""
     answers: dict[int, Answer] = {}
     for group in batches(requests):
         rows = [_Row(i, requests[i], _generator(model, requests[i].seed), []) for i in group]
-        _decode_group(model, rows, set(stop_ids), text_of, answers, on_tokens)
+        _decode_group(model, rows, set(stop_ids), text_of, answers)
     return [answers[i] for i in range(len(requests))]
 
 
@@ -82,7 +81,6 @@ def _decode_group(
     stop_ids: set[int],
     text_of: Callable[[list[int]], str],
     answers: dict[int, Answer],
-    on_tokens: Callable[[int], None],
 ) -> None:
     from transformers import DynamicCache
 
@@ -103,7 +101,6 @@ def _decode_group(
             logits_to_keep=1,
         )
         tokens = [_choose(logits, row) for logits, row in zip(output.logits[:, -1].float(), rows, strict=True)]
-        on_tokens(len(rows))
         kept = [i for i, token in enumerate(tokens) if not _ends(rows[i], token, stop_ids, text_of, answers)]
         if not kept:
             return

@@ -7,7 +7,7 @@ come for a while; with `gather` known, a study's batches are the same in every r
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,10 @@ class Speaker:
         """The text of generated ids, control tokens left out."""
         return load_tokenizer(self.location).decode(list(ids), skip_special_tokens=True)
 
-    def answer(self, requests: list[AnswerRequest], on_tokens: Callable[[int], None] = lambda n: None) -> list[Answer]:
+    def answer(self, requests: list[AnswerRequest]) -> list[Answer]:
         """Answer requests in one go, in their order."""
         with _ONE_AT_A_TIME, as_student(load_model(self.location, self.dtype), self.adapter) as model:
-            return decode(model, requests, self.chat_format.stop_ids, self.text_of, on_tokens)
+            return decode(model, requests, self.chat_format.stop_ids, self.text_of)
 
 
 @contextlib.contextmanager
@@ -63,10 +63,9 @@ def as_student(model: Any, adapter: Path | None) -> Iterator[Any]:
 class Gatherer:
     """Collects the requests that come in on one event loop and answers them in groups, off the loop's thread."""
 
-    def __init__(self, speaker: Speaker, gather: int | None, on_tokens: Callable[[int], None] = lambda n: None) -> None:
+    def __init__(self, speaker: Speaker, gather: int | None) -> None:
         self._speaker = speaker
         self._gather = gather
-        self._on_tokens = on_tokens
         self._waiting: list[tuple[AnswerRequest, asyncio.Future[Answer]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,7 +92,7 @@ class Gatherer:
 
     async def _answer_group(self, group: list[tuple[AnswerRequest, asyncio.Future[Answer]]]) -> None:
         try:
-            answers = await asyncio.to_thread(self._speaker.answer, [request for request, _ in group], self._on_tokens)
+            answers = await asyncio.to_thread(self._speaker.answer, [request for request, _ in group])
         except BaseException as error:
             for _, future in group:
                 if not future.done():

@@ -161,14 +161,14 @@ def _merged(found: list[Arm]) -> list[Arm]:
     return list(by_students.values())
 
 
+def evaluation_of(study: BoundStudy, model: Student | Base, measure: Measure) -> Evaluation:
+    """One measure of one model, in the precision that the study trains in."""
+    return Evaluation(model=model, measure=measure, dtype=study.recipe.dtype)
+
+
 def evaluations(study: BoundStudy) -> list[Evaluation]:
     """Every measure of every model of the study."""
-    return [
-        Evaluation(model=model, measure=measure, dtype=study.recipe.dtype)
-        for arm in arms(study)
-        for model in arm.models
-        for measure in study.measures
-    ]
+    return [evaluation_of(study, model, measure) for arm in arms(study) for model in arm.models for measure in study.measures]
 
 
 def contrasts(study: BoundStudy) -> list[BoundContrast]:

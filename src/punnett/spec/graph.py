@@ -7,7 +7,7 @@ from punnett.spec.measure import Evaluation
 from punnett.spec.mix import Mix, Switch
 from punnett.spec.prompt import PromptSet
 from punnett.spec.student import Student
-from punnett.spec.teacher import RolloutSet, ScriptedTeacher
+from punnett.spec.teacher import RolloutSet
 
 # in the order of the road; everything of one station is made before the next begins
 STATIONS: tuple[type[Noun], ...] = (PromptSet, RolloutSet, Mix, Student, Evaluation)
@@ -16,10 +16,8 @@ STATIONS: tuple[type[Noun], ...] = (PromptSet, RolloutSet, Mix, Student, Evaluat
 def needs(request: Noun) -> list[Noun]:
     """What must be in the store before a request can be made."""
     match request:
-        case RolloutSet(teacher=ScriptedTeacher(of=source)):
-            return [request.prompts, request.model_copy(update={"teacher": source})]
         case RolloutSet():
-            return [request.prompts]
+            return [request.prompts, *([request.source] if request.source else [])]
         case Mix():
             switched = [i.to for i in request.interventions if isinstance(i, Switch)]
             return [request.rollouts.prompts, request.rollouts, *switched, *request.paired_with]

@@ -66,6 +66,13 @@ class RolloutSet(Noun):
     draws: int = Field(default=1, ge=1)
     seed: int = 0
 
+    @property
+    def source(self) -> "RolloutSet | None":
+        """The rollouts that a scripted teacher rewrites; None for a real one."""
+        if isinstance(self.teacher, ScriptedTeacher):
+            return self.model_copy(update={"teacher": self.teacher.of})
+        return None
+
 
 class Rollout(Noun):
     """One answer as it is stored: a row, not a request."""
