@@ -23,10 +23,19 @@ class ChatFormat:
 
     def prompt_ids(self, messages: tuple[Message, ...], system_prompt: str | None = None, prefill: str = "") -> list[int]:
         """Ids up to where the assistant speaks, then those of `prefill`. Raises SpecError if the template refuses the chat."""
+        return self.prompt_ids_and_opening(messages, system_prompt, prefill)[0]
+
+    def prompt_ids_and_opening(
+        self, messages: tuple[Message, ...], system_prompt: str | None = None, prefill: str = ""
+    ) -> tuple[list[int], int]:
+        """As `prompt_ids`, and how many of the ids come before the last message's words.
+
+        That opening (system prompt, worked examples) is what the items of a task have in common.
+        """
         turns = with_system_prompt(messages, system_prompt)
         pieces = self._pieces(turns, generation=True)
-        ids = self._join(pieces, turns)
-        return ids + (self.text_ids(prefill) if prefill else [])
+        opening = self._join(pieces[:-1], turns[:-1])
+        return opening + self._join(["", pieces[-1]], turns[-1:]) + self.text_ids(prefill), len(opening)
 
     def completion_ids(self, completion: str, finished: bool) -> list[int]:
         """Ids of an answer, ended by the end-of-turn token only where the teacher itself had finished."""

@@ -86,6 +86,20 @@ def report(
     _print_report(study, store, folder)
 
 
+verify_app = typer.Typer(help="Check on this machine what punnett claims.", no_args_is_help=True)
+app.add_typer(verify_app, name="verify")
+
+
+@verify_app.command("trainer")
+def verify_trainer(
+    base: Annotated[str, typer.Option(help="A base: a catalogue name, a folder, or a hub name in the cache.")] = "smollm2-135m-instruct",
+    students: Annotated[int, typer.Option(min=2, help="Students to train at once.")] = 8,
+) -> None:
+    """Train students at once and one by one, and print how far they differ from each other, from PEFT and from TRL."""
+    if not verbs.verify_trainer(base, students).holds:
+        raise typer.Exit(1)
+
+
 def _print_report(study: Path, store: Path | None, folder: Path | None = None) -> None:
     written = verbs.report(study, store, folder)
     console = _console()
@@ -117,6 +131,8 @@ def _print_outlook(planned: "Plan") -> None:
     console.print("\nhow sharp: half-width of a difference's 95 % interval, if seeds differ by 5 points")
     for name, middle, edge in planned.half_widths:
         console.print(f"  {name:<24} ±{middle:.2f} near 0.5, ±{edge:.2f} near 0 or 1", highlight=False)
+    for line in planned.sharing:
+        console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
     for note in planned.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 

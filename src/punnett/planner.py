@@ -25,9 +25,9 @@ STATION_WORDS: dict[type[Noun], str] = {
     Student: "students",
     Evaluation: "evaluations",
 }
-# tokens per second where this store has measured none yet: a small model on two cores
-USUAL_TOKENS_PER_SECOND = {RolloutSet: 100.0, Student: 250.0, Evaluation: 120.0}
-SECONDS_PER_REQUEST = {PromptSet: 0.1, RolloutSet: 3.0, Mix: 0.1, Student: 2.0, Evaluation: 1.5}
+# tokens per second where this store has measured none yet: a small model on two cores. Training is measured instead.
+USUAL_TOKENS_PER_SECOND = {RolloutSet: 200.0, Evaluation: 200.0}
+SECONDS_PER_REQUEST = {PromptSet: 0.1, RolloutSet: 3.0, Mix: 0.1, Student: 0.3, Evaluation: 0.5}
 TOKENS_PER_PROMPT, ANSWER_SHARE_OF_LIMIT = 40, 0.6
 ADAPTER_BYTES_PER_RANK_AND_WEIGHT = 0.0094  # an all-linear adapter of rank 1 in float32, as a share of the base's parameters, times 4
 SEED_STANDARD_DEVIATION = 0.05
@@ -57,6 +57,7 @@ class Plan:
     disk_bytes: int
     free_bytes: int
     notes: tuple[str, ...]
+    sharing: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -94,16 +95,16 @@ class Status:
 
 def status(study: BoundStudy, store: Store) -> Status:
     """Count stations by done, failed and missing, and list the students. Loads no model."""
-    stations, _ = _count(study, store)
+    stations, _ = _count(study, store, measure=False)
     students = tuple(StudentState(arm.name, s.seed, content_key(s), _state(s, store)) for arm in arms(study) for s in arm.students)
     return Status(stations, students)
 
 
-def _count(study: BoundStudy, store: Store) -> tuple[tuple[StationPlan, ...], list[Noun]]:
-    """Every station's counts, and the requests that are missing."""
+def _count(study: BoundStudy, store: Store, measure: bool) -> tuple[tuple[StationPlan, ...], list[Noun]]:
+    """Every station's counts, and the requests that are missing. With `measure` this machine's speed is measured where nobody has yet."""
     everything = closure(evaluations(study))
     missing = [r for r in everything if not store.has(r)]
-    return tuple(_station(kind, everything, missing, study, store) for kind in STATIONS), missing
+    return tuple(_station(kind, everything, missing, study, store, measure) for kind in STATIONS), missing
 
 
 def _state(student: Student, store: Store) -> str:
@@ -116,7 +117,7 @@ def plan(study: BoundStudy, store: Store) -> Plan:
     """Check what can be checked and estimate the rest. Raises SpecError for what cannot work."""
     for base in {content_key(p.base): p.base for p in (study.original, study.alternate)}.values():
         ChatFormat(load_tokenizer(base.location)).check()
-    stations, missing = _count(study, store)
+    stations, missing = _count(study, store, measure=True)
     disk = sum(_adapter_bytes(r) for r in missing if isinstance(r, Student))
     free = shutil.disk_usage(_existing(store)).free
     if disk > free:
@@ -131,15 +132,61 @@ def plan(study: BoundStudy, store: Store) -> Plan:
         disk_bytes=disk,
         free_bytes=free,
         notes=tuple(_notes(study, arms(study))),
+        sharing=tuple(_sharing([r for r in missing if isinstance(r, Student)], study)),
     )
 
 
-def _station(kind: type[Noun], everything: list[Noun], missing: list[Noun], study: BoundStudy, store: Store) -> StationPlan:
+def _sharing(students: list[Student], study: BoundStudy) -> list[str]:
+    """For every base that has students to train: how many will train at once, from what was measured on this machine."""
+    from punnett.shared_base.machine import free_bytes
+    from punnett.shared_base.share import load_shared
+    from punnett.training.capacity import adapter_bytes, fit, training_speed
+
+    lines = []
+    for (location, dtype), group in _by_base(students).items():
+        recipe = group[0].stages[0].recipe
+        speed = training_speed(location, dtype, recipe.lora_rank)
+        epoch_tokens = estimated_tokens(group[0], study) / recipe.epochs
+        step_tokens = max(1.0, epoch_tokens / max(1, _n_prompts(group[0].stages[0].mix.rollouts.prompts)) * recipe.batch_size)
+        shared = load_shared(location, dtype)
+        together = fit(speed, step_tokens, adapter_bytes(shared.sites, recipe.lora_rank), free_bytes(shared.device))
+        n = min(together.students_at_once, len(group))
+        lines.append(
+            f"{len(group)} students of {group[0].base.name} train {n} at once on {together.workers} workers, passes of up to "
+            f"{together.tokens_per_pass} tokens: {speed.best_speed:.0f} tokens per second measured here"
+        )
+    return lines
+
+
+def _by_base(students: list[Student]) -> dict[tuple[str, str], list[Student]]:
+    groups: dict[tuple[str, str], list[Student]] = {}
+    for student in students:
+        groups.setdefault((student.base.location, student.stages[0].recipe.dtype), []).append(student)
+    return groups
+
+
+def _training_speed(students: list[Student]) -> float | None:
+    """Tokens per second of training as measured on this machine, over the bases of these students."""
+    from punnett.training.capacity import training_speed
+
+    groups = _by_base(students)
+    if not groups:
+        return None
+    seconds_per_token = [len(g) / training_speed(*where, g[0].stages[0].recipe.lora_rank).best_speed for where, g in groups.items()]
+    return len(students) / sum(seconds_per_token)
+
+
+def _station(
+    kind: type[Noun], everything: list[Noun], missing: list[Noun], study: BoundStudy, store: Store, measure: bool
+) -> StationPlan:
     requests = [r for r in everything if isinstance(r, kind)]
     to_do = [r for r in missing if isinstance(r, kind)]
     failed = sum(store.failure(r) is not None for r in to_do)
     tokens = sum(estimated_tokens(r, study) for r in to_do)
-    speed = measured_speed(kind, store) or USUAL_TOKENS_PER_SECOND.get(kind, 1.0)
+    speed = measured_speed(kind, store) if tokens else None
+    if speed is None and measure:
+        speed = _training_speed([r for r in to_do if isinstance(r, Student)])
+    speed = speed or USUAL_TOKENS_PER_SECOND.get(kind, 200.0)
     seconds = tokens / speed + len(to_do) * SECONDS_PER_REQUEST.get(kind, 0.0)
     return StationPlan(STATION_WORDS[kind], len(requests), len(requests) - len(to_do), failed, len(to_do), tokens, seconds)
 
@@ -169,8 +216,9 @@ def measured_speed(kind: type[Noun], store: Store) -> float | None:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        tokens += manifest.get("tokens") or manifest.get("work", {}).get("tokens", 0)
-        seconds += manifest.get("seconds", 0.0)
+        work = manifest.get("work", {})
+        tokens += work.get("tokens", 0)
+        seconds += work.get("seconds", manifest.get("seconds", 0.0))  # what is made at once tells its share of the time
     return tokens / seconds if tokens > 100 and seconds > 1 else None
 
 

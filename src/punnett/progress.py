@@ -14,7 +14,7 @@ from punnett.spec.prompt import PromptSet
 from punnett.spec.student import Student
 from punnett.spec.teacher import RolloutSet
 
-WINDOW_SECONDS = 20.0
+WINDOW_SECONDS, MEASURABLE_SECONDS = 20.0, 0.2
 SINGULAR = {"prompts": "prompts", "rollouts": "rollouts", "mixes": "mix", "students": "student", "evaluations": "evaluation"}
 
 
@@ -41,7 +41,9 @@ class LiveProgress:
         self._tasks: dict[str, TaskID] = {
             s.station: self._progress.add_task(s.station, total=s.missing, doing="", start=False) for s in plan.stations if s.missing
         }
-        self._current: tuple[str, int, int, float] = ("", 0, 0, 0.0)
+        self._doing: dict[str, tuple[str, float]] = {}  # by key: name and start of all that is being made right now
+        self._station, self._tokens_done, self._tokens_begun = "", 0, 0
+        self._since_last = (time.monotonic(), 0)
         self._begun: set[str] = set()
 
     def __enter__(self) -> "LiveProgress":
@@ -54,9 +56,13 @@ class LiveProgress:
             self._progress.stop()
 
     def begin(self, request: Noun, total_tokens: int) -> None:
-        """Name what is being made."""
+        """Name what is being made; several things may be at once."""
         station = STATION_WORDS[type(request)]
-        self._current = (self._name(request), total_tokens, 0, time.monotonic())
+        if station != self._station:
+            self._station, self._doing, self._tokens_done, self._tokens_begun = station, {}, 0, 0
+            self._since_last = (time.monotonic(), 0)
+        self._doing[content_key(request)] = (self._name(request), time.monotonic())
+        self._tokens_begun += total_tokens
         if station in self._tasks and station not in self._begun:
             self._begun.add(station)
             self._progress.start_task(self._tasks[station])
@@ -68,33 +74,33 @@ class LiveProgress:
         self._recent.append((now, tokens))
         while self._recent and now - self._recent[0][0] > WINDOW_SECONDS:
             self._recent.popleft()
-        name, total, done, began = self._current
-        self._current = (name, total, done + tokens, began)
-        for station in self._begun:
-            if self._missing.get(station):
-                self._show(station)
+        self._tokens_done += tokens
+        self._show(self._station)
 
     def end(self, request: Noun) -> None:
         """Step the station's bar on."""
         station = STATION_WORDS[type(request)]
         self._missing[station] = max(0, self._missing.get(station, 0) - 1)
+        self._doing.pop(content_key(request), None)
         if station in self._tasks:
             self._progress.update(self._tasks[station], advance=1, doing="" if not self._missing[station] else None)
         if not self._console.is_terminal:
-            seconds = time.monotonic() - self._current[3]
-            about_left = _clock(self._seconds_left())
-            tokens = self._current[2]
-            speed = f"{tokens / seconds:4.0f} tok/s, " if tokens else ""
-            line = f"  {SINGULAR[station]:<10} {self._name(request):<44} {seconds:5.1f} s, {speed}about {about_left} left"
+            # what is made together ends together: its seconds are those since the last thing ended
+            now, (since, tokens_before) = time.monotonic(), self._since_last
+            tokens = self._tokens_done - tokens_before
+            self._since_last = (now, self._tokens_done)
+            speed = f"{tokens / (now - since):4.0f} tok/s, " if tokens and now - since > MEASURABLE_SECONDS else ""
+            line = f"  {SINGULAR[station]:<10} {self._name(request):<44} {now - since:5.1f} s, {speed}about {_clock(self._seconds_left())} left"
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _name(self, request: Noun) -> str:
         return self._names.get(content_key(request), content_key(request)[:12])
 
     def _show(self, station: str) -> None:
-        name, total, done, _ = self._current
-        share = f" {min(done / total, 1):.0%}" if total else ""
-        text = f"{name}{share}  {self._speed():.0f} tok/s  {_clock(self._seconds_left())} left"
+        names = [name for name, _ in self._doing.values()]
+        what = names[0] if len(names) == 1 else f"{len(names)} at once, {names[0]} the first" if names else ""
+        share = f" {min(self._tokens_done / self._tokens_begun, 1):.0%}" if self._tokens_begun else ""
+        text = f"{what}{share}  {self._speed():.0f} tok/s  {_clock(self._seconds_left())} left"
         if station in self._tasks:
             self._progress.update(self._tasks[station], doing=text)
 

@@ -1,6 +1,7 @@
 """Study in, finished store out: makes what is missing, station by station, and leaves a hole where something failed."""
 
 import dataclasses
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -34,6 +35,7 @@ class RunSummary:
     made: int
     failed: dict[str, str]
     skipped: int
+    seconds: dict[type[Noun], float] = dataclasses.field(default_factory=dict)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -51,7 +53,9 @@ def run(study: BoundStudy, store: Store, watch: Watch | None = None) -> RunSumma
     store.clear_unfinished()
     everything = closure(evaluations(study))
     made, failed, skipped = 0, {}, 0
+    seconds: dict[type[Noun], float] = {}
     for station in STATIONS:
+        started = time.monotonic()
         missing = [r for r in everything if isinstance(r, station) and not store.has(r)]
         ready = [r for r in missing if not any(content_key(n) in failed for n in _all_needs(r))]
         skipped += len(missing) - len(ready)
@@ -62,7 +66,9 @@ def run(study: BoundStudy, store: Store, watch: Watch | None = None) -> RunSumma
                 else:
                     failed[content_key(request)] = f"{type(request).__name__} {content_key(request)}: {error}"
                     store.record_failure(request, str(error), "".join(traceback.format_exception(error)))
-    return RunSummary(made, failed, skipped)
+        if ready:
+            seconds[station] = time.monotonic() - started
+    return RunSummary(made, failed, skipped, seconds)
 
 
 def _all_needs(request: Noun) -> list[Noun]:
@@ -70,11 +76,14 @@ def _all_needs(request: Noun) -> list[Noun]:
 
 
 def _batches(requests: list[Noun]) -> Iterator[list[Noun]]:
-    """Students go to the trainer by base and precision; all else goes together."""
+    """Students are trained, and asked, by base and precision; all else goes together."""
 
     def shared(request: Noun) -> str:
         if isinstance(request, Student):
             return f"{content_key(request.base)} {request.stages[0].recipe.dtype}"
+        if isinstance(request, Evaluation):
+            base = request.model.base if isinstance(request.model, Student) else request.model
+            return f"{content_key(base)} {request.dtype}"
         return ""
 
     for _, group in groupby(sorted(requests, key=shared), key=shared):
@@ -133,16 +142,10 @@ def _make_students(batch: list[Student], store: Store, watch: Watch) -> Iterator
     yield from train(batch, store, watch)
 
 
-def _make_evaluation(request: Evaluation, store: Store, watch: Watch) -> None:
-    from punnett.evaluation.evaluate import SCORE_COLUMNS, evaluate
+def _make_evaluations(batch: list[Evaluation], store: Store, watch: Watch) -> Iterator[Outcome]:
+    from punnett.evaluation.take import take
 
-    watch.begin(request, 0)
-    facts: dict[str, Any] = {}
-    with store.write(request, work=facts) as folder:
-        rows, about = evaluate(request, folder, store.root)
-        facts.update(about)
-        write_rows(folder / ROWS, rows, SCORE_COLUMNS)
-    watch.advance(about["tokens"])
+    yield from take(batch, store, watch)
 
 
 MAKE: dict[type[Noun], Station] = {
@@ -150,7 +153,7 @@ MAKE: dict[type[Noun], Station] = {
     RolloutSet: _each(_make_rollouts),
     Mix: _each(_make_mix),
     Student: _make_students,
-    Evaluation: _each(_make_evaluation),
+    Evaluation: _make_evaluations,
 }
 
 

@@ -6,6 +6,7 @@
     <root>/unfinished/   what is being written; emptied when the next run starts
     <root>/damaged/      entries that no longer match their manifest; never read again
     <root>/failures/     one JSON file per request that could not be made
+    <root>/runs/         one JSON line per run of a study: what it was expected to take, and took
 
 Knows keys and bytes; knows nothing of what the rows mean.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from punnett.errors import StoreError
-from punnett.spec.key import Noun, content_key
+from punnett.spec.key import Noun, content_key, digest_of
 
 MANIFEST, REQUEST, ROWS = "manifest.json", "request.json", "rows.parquet"
 LIBRARIES = ("punnett", "torch", "transformers", "peft", "tokenizers", "inspect-ai", "polars", "numpy")
@@ -114,6 +115,24 @@ class Store:
             return json.loads(path.read_text())
         except ValueError:
             return {"noun": type(noun).__name__, "key": content_key(noun), "reason": "its record was cut off", "details": ""}
+
+    def note_run(self, name: str, record: dict[str, Any]) -> None:
+        """Add what a run was expected to take, and took, to those of earlier runs of the same name."""
+        path = self._runs_file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def noted_runs(self, name: str) -> list[dict[str, Any]]:
+        """Earlier runs of a name, oldest first; a line that was cut off is left out."""
+        runs = []
+        for line in self._runs_file(name).read_text(encoding="utf-8").splitlines() if self._runs_file(name).exists() else []:
+            with contextlib.suppress(ValueError):
+                runs.append(json.loads(line))
+        return runs
+
+    def _runs_file(self, name: str) -> Path:
+        return self.root / "runs" / f"{digest_of([name])[:16]}.jsonl"
 
     def clear_unfinished(self) -> int:
         """Remove what killed runs on this machine left half made; returns how many drafts there were."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from punnett.analysis.effects import Findings
     from punnett.planner import Plan, Status
     from punnett.runner import RunSummary
+    from punnett.training.verify import Verification
 
 
 def plan(study: str | Path, store: str | Path | None = None) -> "Plan":
@@ -36,10 +37,29 @@ def run(study: str | Path, store: str | Path | None = None, console: "Console | 
     bound, place = load_study(study), _store(store)
     planned = make_plan(bound, place)
     if console is None or not planned.missing:
-        return make_missing(bound, place, Silence())
-    names = names_of(_arm_names(bound), closure(evaluations(bound)))
-    with LiveProgress(planned, names, console) as watch:
-        return make_missing(bound, place, watch)
+        summary = make_missing(bound, place, Silence())
+    else:
+        names = names_of(_arm_names(bound), closure(evaluations(bound)))
+        with LiveProgress(planned, names, console) as watch:
+            summary = make_missing(bound, place, watch)
+    if summary.made:
+        place.note_run(bound.name, _expected_and_taken(planned, summary))
+    return summary
+
+
+def _expected_and_taken(planned: "Plan", summary: "RunSummary") -> dict[str, Any]:
+    """The plan's estimate of each station beside the time it took; told in the report."""
+    from punnett.planner import STATION_WORDS
+
+    taken = {STATION_WORDS[kind]: seconds for kind, seconds in summary.seconds.items()}
+    return {
+        "n_failed": len(summary.failed),
+        "stations": [
+            {"station": s.station, "n": s.missing, "expected_seconds": round(s.seconds, 1), "seconds": round(taken[s.station], 1)}
+            for s in planned.stations
+            if s.station in taken
+        ],
+    }
 
 
 def findings(study: str | Path, store: str | Path | None = None) -> "Findings":
@@ -86,6 +106,17 @@ def show(key: str, store: str | Path | None = None) -> dict[str, Any]:
     from punnett.lineage import describe
 
     return describe(key, _store(store))
+
+
+def verify_trainer(base: str, n_students: int = 8, say: Any = print, work_folder: Path | None = None) -> "Verification":
+    """Train students of a base at once and one by one, and compare: with plain PEFT, with TRL if it is installed, and to the bit.
+
+    Raises SpecError for an unknown base, RunError for one that students cannot share.
+    """
+    from punnett.bases import find_base
+    from punnett.training.verify import verify
+
+    return verify(find_base(base).location, n_students, say, work_folder)
 
 
 def init(folder: str | Path) -> Path:

@@ -23,9 +23,8 @@ ROLLOUT_COLUMNS = {
     "served_model": str,
 }
 
-# Prompts asked at once. Chunks are cut from the whole sorted list, so that a resumed run asks in the same batches:
-# a local model's rounding, and with it rarely a token, depends on the batch.
-CHUNK = 64
+# Prompts asked at once: enough to keep every worker's batch full, few enough that a kill loses little.
+CHUNK = 512
 FINISH = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 
 ReadRows = Callable[[Noun], list[dict[str, Any]]]
@@ -60,9 +59,6 @@ async def _ask_all(
         chunk = questions[start : start + CHUNK]
         calls = [_call(request, teacher, prompt, draw) for prompt, draw in chunk]
         known = [cache.get(call) for call in calls]
-        # our own engine answers a batch alike only as a whole; other providers are asked for what is missing
-        if isinstance(teacher.model, Base) and None in known:
-            known = [None] * len(known)
         model = _open_model(teacher, n_at_once=known.count(None)) if None in known else None
         outcomes = await asyncio.gather(
             *(_ask(model, request, teacher, p, c, a, cache, on_tokens) for (p, _), c, a in zip(chunk, calls, known, strict=True)),
@@ -87,7 +83,7 @@ def _open_model(teacher: ModelTeacher, n_at_once: int) -> Any:
         # without an explicit number Inspect lets only a few requests through at first, and a batch would never fill
         together = GenerateConfig(max_connections=n_at_once)
         base = teacher.model
-        return get_model(f"punnett/{base.name}", location=base.location, gather=n_at_once, config=together, memoize=False)
+        return get_model(f"punnett/{base.name}", location=base.location, config=together, memoize=False)
     return get_model(teacher.model)
 
 

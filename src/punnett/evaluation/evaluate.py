@@ -62,50 +62,45 @@ def task_digest(task: Any) -> str:
     return digest_of(_plain([samples, task.version, (task.metadata or {}).get("revision", 0)]))
 
 
-def evaluate(request: Evaluation, folder: Path, store_root: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Take one measure of one model: score rows sorted by item and draw, and facts for the manifest.
-
-    The transcripts go to `folder` as an `.eval` file. Raises RunError if the evaluation fails or an item is lost.
-    """
-    from inspect_ai import eval as inspect_eval
-    from inspect_ai.model import get_model
+def prepare_task(request: Evaluation, store_root: Path) -> Any:
+    """An Inspect task that takes one measure of one model, with the model and the decoding that the request names."""
+    from inspect_ai.model import GenerateConfig, get_model
     from inspect_ai.solver import chain, system_message
 
     measure = request.measure
     task = open_task(measure.task, dict(measure.arguments))
     if measure.system_prompt is not None:
         task.setup = chain([*(task.setup or []), system_message(escape_template(measure.system_prompt))])
-    n_items = len(task.dataset)
+    # Inspect would otherwise start with a few requests at a time, and a batch would never fill
+    at_once = GenerateConfig(max_connections=len(task.dataset) * (task.epochs or 1))
     if isinstance(request.model, Student):
         name = content_key(request.model)
-        model = get_model(f"punnett/{name}", store=str(store_root), dtype=request.dtype, gather=n_items, memoize=False)
+        task.model = get_model(f"punnett/{name}", store=str(store_root), dtype=request.dtype, config=at_once, memoize=False)
     else:
         base = request.model
-        model = get_model(f"punnett/{base.name}", location=base.location, dtype=request.dtype, gather=n_items, memoize=False)
-    [log] = inspect_eval(
-        task,
-        model=model,
-        display="none",
-        log_dir=str(folder / "log"),
-        log_realtime=False,
-        max_samples=n_items,
-        max_connections=n_items,  # Inspect would otherwise start with a few, and a batch would never fill
-        score_display=False,
+        task.model = get_model(f"punnett/{base.name}", location=base.location, dtype=request.dtype, config=at_once, memoize=False)
+    decoding = GenerateConfig(
         max_tokens=measure.sampling.max_tokens,
         temperature=measure.sampling.temperature,
         seed=derive_seed("evaluation", measure.task_digest) % 2**31,
-        fail_on_error=True,
     )
-    if log.status == "cancelled":  # Inspect swallows Ctrl-C; the run must not
-        raise KeyboardInterrupt
+    task.config = task.config.merge(decoding)
+    return task
+
+
+def score_rows(log: Any, request: Evaluation, n_items: int, n_epochs: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A finished task's log as score rows, sorted by item and draw, and facts for the manifest.
+
+    Raises RunError if the evaluation failed or an item is lost.
+    """
+    name = request.measure.task
     if log.status != "success" or not log.samples:
-        raise RunError(f"Inspect's run of {measure.task} ended as {log.status}: {log.error.message if log.error else 'no samples'}")
-    if len(log.samples) != n_items * (task.epochs or 1):
-        raise RunError(f"{measure.task} has {n_items} items, but {len(log.samples)} came back")
-    _keep_log(folder)
+        raise RunError(f"Inspect's run of {name} ended as {log.status}: {log.error.message if log.error else 'no samples'}")
+    if len(log.samples) != n_items * n_epochs:
+        raise RunError(f"{name} has {n_items} items, but {len(log.samples)} came back")
     rows = sorted(map(score_row, log.samples), key=lambda r: (r["item"], r["draw"]))
-    usage = log.stats.model_usage.values()
-    return rows, {"tokens": sum(u.output_tokens for u in usage), "n_items": n_items, "task": measure.task}
+    tokens = sum(usage.output_tokens for usage in log.stats.model_usage.values())
+    return rows, {"tokens": tokens, "n_items": n_items, "task": name}
 
 
 def score_row(sample: Any) -> dict[str, Any]:
@@ -153,12 +148,6 @@ def measure_kind(task: Any) -> tuple[str, str | None]:
     """Whether a task calls itself a trait or a capability, and which group of items its headline is about."""
     about = task.metadata or {}
     return about.get("kind", "capability"), about.get("headline_group")
-
-
-def _keep_log(folder: Path) -> None:
-    [path] = (folder / "log").glob("*.eval")
-    path.rename(folder / LOG_NAME)
-    (folder / "log").rmdir()
 
 
 def _plain(value: Any) -> Any:

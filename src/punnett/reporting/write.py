@@ -147,7 +147,7 @@ def _audits(found: list[Arm], store: Store) -> list[dict[str, Any]]:
         for student in arm.students[:1]:
             if store.has(student):
                 manifest = store.manifest(student)
-                audits.append({"arm": arm.name, "seconds": manifest["seconds"], **manifest["audit"]})
+                audits.append({"arm": arm.name, "seconds": _work(manifest)["seconds"], **manifest["audit"]})
     return audits
 
 
@@ -174,13 +174,22 @@ def _facts(study: BoundStudy, found: list[Arm], store: Store) -> dict[str, Any]:
     base_prints = {m["base_fingerprint"] for m in manifests}
     return {
         "versions": manifests[0]["versions"] if manifests else {},
-        "training_seconds": sum(m["seconds"] for m in manifests),
-        "measuring_seconds": sum(m["seconds"] for m in measured),
+        "training_seconds": sum(_work(m)["seconds"] for m in manifests),
+        "training_tokens": sum(_work(m)["tokens"] for m in manifests),
+        "measuring_seconds": sum(_work(m)["seconds"] for m in measured),
+        "students_at_once": max((m.get("trained_together", {}).get("students_at_once", 1) for m in manifests), default=0),
+        "runs": store.noted_runs(study.name),
         "n_students": len(students),
         "n_answers": sum(m["work"].get("n_items", 0) for m in measured),
         "base_unchanged": len(base_prints) <= 1,
         "origins": sorted({p.base.origin for p in (study.original, study.alternate)}),
     }
+
+
+def _work(manifest: dict[str, Any]) -> dict[str, float]:
+    """Tokens and seconds of an entry: its share of the time, where several were made at once."""
+    work = manifest.get("work", {})
+    return {"tokens": work.get("tokens", manifest.get("tokens", 0)), "seconds": work.get("seconds", manifest["seconds"])}
 
 
 def _link_logs(study: BoundStudy, found: list[Arm], store: Store, folder: Path) -> None:

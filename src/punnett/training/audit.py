@@ -7,7 +7,7 @@ from typing import Any
 from punnett.chat import ChatFormat
 from punnett.spec.prompt import Message
 from punnett.spec.student import Stage
-from punnett.training.lora import Example, steps_of
+from punnett.training.schedule import Example, steps_of
 
 
 @dataclass(frozen=True)

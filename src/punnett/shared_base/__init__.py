@@ -1,0 +1,1 @@
+"""One frozen base that many adapters share: sequences of many students in one forward pass, each as if it were alone."""
