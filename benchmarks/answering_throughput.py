@@ -21,7 +21,6 @@ from typing import Any
 from measuring import (
     HERE,
     Record,
-    available_cores,
     location_of,
     make_students,
     mean,
@@ -34,6 +33,8 @@ from measuring import (
     warm,
     write_json,
 )
+
+from punnett.shared_base.machine import available_cores
 
 PEERS: dict[str, tuple[str, ...]] = {
     "sequential": ("sequential_generate.py",),

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import available_cores
 from transformers import AutoModelForCausalLM
+
+from punnett.shared_base.machine import available_cores
 
 SHAPES = ((8, 96), (16, 64), (8, 256))
 

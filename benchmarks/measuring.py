@@ -43,18 +43,23 @@ class Running:
         self.process = subprocess.Popen(command, stdout=self._printed, stderr=self._complained, stdin=subprocess.DEVNULL)
 
     def wait(self) -> Ended:
-        """Wait for its end. Raises RuntimeError, with the end of what it complained of, if it failed or printed no JSON line."""
+        """Wait for its end. Raises RuntimeError, with the end of what it complained of, if its last line is no JSON object.
+
+        A process that has reported is done, even if it ends badly after that: vLLM ends itself by a signal.
+        """
         _, status, usage = os.wait4(self.process.pid, 0)
         process_seconds = time.perf_counter() - self._began
         self.process.returncode = os.waitstatus_to_exitcode(status)
         printed, complained = (_all_of(file) for file in (self._printed, self._complained))
-        lines = printed.strip().splitlines()
         try:
-            if self.process.returncode != 0:
-                raise ValueError(f"exit status {self.process.returncode}")
-            report = json.loads(lines[-1])
-        except (ValueError, IndexError) as error:
-            raise RuntimeError(f"{' '.join(self._command[:2])}: {error}\n{(printed + complained)[-2000:]}") from error
+            report = json.loads(printed.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            report = None
+        if not isinstance(report, dict):
+            about = f"{' '.join(self._command[:2])}: exit status {self.process.returncode} and no report"
+            raise RuntimeError(f"{about}\n{(printed + complained)[-2000:]}")
+        if self.process.returncode != 0:
+            say(f"{' '.join(self._command[:2])}: exit status {self.process.returncode} after its report")
         return Ended(report, process_seconds, usage.ru_maxrss * BYTES_OF_PEAK_UNIT)
 
 
@@ -106,11 +111,6 @@ def make_students(base: str, folder: Path, students: int, **options: float | str
     more = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(HERE / "make_students.py"), "--base", base, "--out", str(folder), "--students", str(students), *more]
     return run(command).report
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rotated(names: Sequence[str], turn: int, turns: int) -> list[str]:

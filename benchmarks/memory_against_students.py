@@ -14,7 +14,9 @@ import tempfile
 import threading
 from pathlib import Path
 
-from measuring import HERE, KIBIBYTE, Ended, Record, Running, available_cores, location_of, make_students, run, say, table, warm, write_json
+from measuring import HERE, KIBIBYTE, Ended, Record, Running, location_of, make_students, run, say, table, warm, write_json
+
+from punnett.shared_base.machine import available_cores
 
 MEBIBYTE = 1024 * KIBIBYTE
 SAMPLE_SECONDS = 0.05
@@ -72,9 +74,11 @@ def measure(asked: argparse.Namespace, work: Path) -> Record:
     ended, anonymous = run_and_sample([*script, *common, "--threads", str(asked.threads)])
     results: Record = {"peer": {"peak_bytes": ended.peak_bytes, "anonymous_bytes": anonymous or ended.peak_bytes}, "ours": []}
     say(f"peer: {ended.peak_bytes / MEBIBYTE:.0f} MiB")
+    ours = [sys.executable, str(HERE / "ours_training.py"), "--base", base]
+    # the first run on a machine measures how students should share it, which takes memory of its own
+    run([*ours, "--out", str(work / "first"), "--students", made["students"][0]])
     for n_students in asked.students:
-        command = [sys.executable, str(HERE / "ours_training.py"), "--base", base, "--out", str(work / f"ours_{n_students}")]
-        ended = run([*command, "--students", *made["students"][:n_students]])
+        ended = run([*ours, "--out", str(work / f"ours_{n_students}"), "--students", *made["students"][:n_students]])
         results["ours"].append({"students": n_students, "peak_bytes": ended.peak_bytes, "together": ended.report["together"]})
         say(f"{n_students} students: {ended.peak_bytes / MEBIBYTE:.0f} MiB")
         write_json(asked.json, results)

@@ -7,7 +7,8 @@ student in a process, so K students are K of its processes, one after another (a
 at once as there are cores, one thread each). Of these only --peer-students are really run in each repeat; the rate that
 they have together is taken for all K. Ours is one process for all K. A ratio is ours' tokens per second by the peer's, of
 whole processes and of training alone; "lowest" and "highest" are those of the repeats. In each repeat everyone is run
-once, in an order that turns from repeat to repeat.
+once, in an order that turns from repeat to repeat. Ours measures once for every machine and base how students should share
+it, and remembers that; a run of one student before all others takes that measurement out of the figures.
 
 Ours and the peers get the same examples, batches, order, rate and initial adapters (trl_default shuffles by itself, and
 draws its own adapter), so the losses of the float32 peers must be ours; the largest difference is in the table. The
@@ -25,7 +26,6 @@ from pathlib import Path
 from measuring import (
     HERE,
     Record,
-    available_cores,
     location_of,
     make_students,
     mean,
@@ -40,6 +40,8 @@ from measuring import (
     warm,
     write_json,
 )
+
+from punnett.shared_base.machine import available_cores
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def measure(asked: argparse.Namespace, work: Path) -> Record:
     warm([[asked.peer_python, str(HERE / "peers" / PEERS[name].script)] for name in asked.peers])
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
     results: Record = {"settings": settings, "tokens_of_students": made["tokens"], "cores": available_cores(), "runs": [], "forward_rates": []}
+    results["seconds_of_first_choice"] = bench.ours(1)["choose_seconds"]
     for repeat in range(asked.repeats):
         if asked.forward_seconds:
             results["forward_rates"].append(bench.forward_rate(asked.forward_seconds, asked.forward_shapes))
@@ -217,7 +220,8 @@ def main() -> None:
         results = measure(asked, Path(work))
     shared = next(r["together"] for r in results["runs"] if r["who"] == "ours")
     print(f"Rates are tokens per second. Of a peer's K processes {asked.peer_students} were run in each of {asked.repeats} repeats.")
-    print(f"{results['cores']} cores; how ours shared them for {asked.students[0]} students: {json.dumps(shared)}\n")
+    print(f"{results['cores']} cores; how ours shared them for {asked.students[0]} students: {json.dumps(shared)}")
+    print(f"Seconds that it took to measure how, before all this (0 where it was known): {results['seconds_of_first_choice']:.1f}\n")
     print(throughput_table(results))
     if results["forward_rates"]:
         print(f"\n{limit_table(results)}")

@@ -9,7 +9,7 @@ from punnett.data.rewrites import REWRITES
 from punnett.data.select import select
 from punnett.errors import SpecError, nearest
 from punnett.spec.arms import BoundStudy, MeasureSize, Pipeline, contrasts
-from punnett.spec.measure import Measure
+from punnett.spec.measure import Engine, Measure
 from punnett.spec.mix import ComplementSelection, FractionSelection, IdSelection, PlaceboSelection, Selection, TagSelection
 from punnett.spec.prompt import Prompt, PromptSet
 from punnett.spec.study import MeasureFile, PipelineFile, StudyFile, read_study
@@ -52,6 +52,7 @@ def bind(study: StudyFile, folder: Path, text: str = "") -> BoundStudy:
         seeds=study.seed_values,
         equivalence_margin=study.equivalence_margin,
         declared_contrasts=study.contrasts,
+        engine=_engine(study),
         with_base=study.controls.base,
         with_self_distillation=study.controls.self_distillation,
         text=text,
@@ -59,6 +60,16 @@ def bind(study: StudyFile, folder: Path, text: str = "") -> BoundStudy:
     )
     contrasts(bound)  # refuses arms that do not exist
     return bound
+
+
+def _engine(study: StudyFile) -> Engine:
+    """Who answers for students; vLLM has to be installed, or to run somewhere already."""
+    import importlib.util
+    import os
+
+    if study.engine == "vllm" and not os.environ.get("VLLM_BASE_URL") and importlib.util.find_spec("vllm") is None:
+        raise SpecError("engine: vllm needs vLLM, which is not installed; install it, name a running server in $VLLM_BASE_URL, or leave engine out")
+    return study.engine
 
 
 def _pipeline(study: StudyFile, pipeline: PipelineFile, folder: Path) -> Pipeline:

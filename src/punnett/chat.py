@@ -25,9 +25,7 @@ class ChatFormat:
         """Ids up to where the assistant speaks, then those of `prefill`. Raises SpecError if the template refuses the chat."""
         return self.prompt_ids_and_opening(messages, system_prompt, prefill)[0]
 
-    def prompt_ids_and_opening(
-        self, messages: tuple[Message, ...], system_prompt: str | None = None, prefill: str = ""
-    ) -> tuple[list[int], int]:
+    def prompt_ids_and_opening(self, messages: tuple[Message, ...], system_prompt: str | None = None, prefill: str = "") -> tuple[list[int], int]:
         """As `prompt_ids`, and how many of the ids come before the last message's words.
 
         That opening (system prompt, worked examples) is what the items of a task have in common.

@@ -176,9 +176,7 @@ def _training_speed(students: list[Student]) -> float | None:
     return len(students) / sum(seconds_per_token)
 
 
-def _station(
-    kind: type[Noun], everything: list[Noun], missing: list[Noun], study: BoundStudy, store: Store, measure: bool
-) -> StationPlan:
+def _station(kind: type[Noun], everything: list[Noun], missing: list[Noun], study: BoundStudy, store: Store, measure: bool) -> StationPlan:
     requests = [r for r in everything if isinstance(r, kind)]
     to_do = [r for r in missing if isinstance(r, kind)]
     failed = sum(store.failure(r) is not None for r in to_do)

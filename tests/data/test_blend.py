@@ -176,7 +176,7 @@ def test_a_refill_after_a_drop_repeats_only_what_is_left() -> None:
 @given(some.integers(2, 15), some.data(), some.integers(0, 5), some.integers(0, 3))
 def test_dropping_prompts_leaves_the_training_order_of_the_others(count: int, data: Any, seed: int, epoch: int) -> None:
     # imported here, because it loads torch
-    from punnett.training.lora import Example, ordered
+    from punnett.training.schedule import Example, ordered
 
     asked = prompts(count, tagged=data.draw(some.integers(1, count - 1)))
 
@@ -190,7 +190,7 @@ def test_dropping_prompts_leaves_the_training_order_of_the_others(count: int, da
 
 
 def test_epochs_and_seeds_are_ordered_differently() -> None:
-    from punnett.training.lora import Example, ordered
+    from punnett.training.schedule import Example, ordered
 
     examples = [Example(p.id, (1,), (2,)) for p in TWELVE]
     orders = {tuple(e.slot for e in ordered(examples, seed, epoch)) for seed in range(3) for epoch in range(3)}

@@ -12,6 +12,9 @@ import transformers
 from punnett.serving.decode import RunningBatch, Ticket
 from punnett.serving.requests import Answer, AnswerRequest, ScoreRequest
 from punnett.shared_base.adapter import Adapter, attach_adapter, initial_state
+from punnett.shared_base.attention import SequenceAttention
+from punnett.shared_base.linear import Piece, ReadingAdapters
+from punnett.shared_base.passes import hidden_states, logits_of
 from punnett.shared_base.share import SharedBase
 from punnett.spec.key import derive_seed
 from punnett.spec.student import Recipe
@@ -170,6 +173,15 @@ def plain_answer(model: Any, ids: Iterable[int], max_tokens: int) -> tuple[int, 
     return tuple(itertools.takewhile(lambda i: i != STOP_ID, made))
 
 
+def flat_logits(shared: SharedBase, sequences: list[tuple[int, ...]], adapter: Adapter | None = None) -> list[torch.Tensor]:
+    """Logits (n_tokens, n_vocabulary) of several sequences in one pass, which all go through one adapter or through none."""
+    lengths = [len(ids) for ids in sequences]
+    adapters = ReadingAdapters([Piece(adapter, 0, sum(lengths))]) if adapter else None
+    ids, positions = [i for each in sequences for i in each], [place for n in lengths for place in range(n)]
+    with torch.inference_mode():
+        return list(logits_of(shared.model, hidden_states(shared.model, ids, positions, SequenceAttention(lengths), adapters)).split(lengths))
+
+
 def some_adapter(shared: SharedBase, seed: int, rank: int = 4) -> Adapter:
     """An adapter that changes answers; nobody had to train it."""
     adapter = Adapter(shared.sites, rank, 2.0 * rank, shared.device, trained=False)
@@ -186,10 +198,10 @@ def spelled(ids: list[int]) -> str:
 Asked = tuple[Adapter | None, AnswerRequest | ScoreRequest]
 
 
-def answers_of(shared: SharedBase, asked: list[Asked], arrives: list[int] | None = None) -> list[Answer]:
+def answers_of(shared: SharedBase, asked: list[Asked], arrives: list[int] | None = None, stop_ids: tuple[int, ...] = (STOP_ID,)) -> list[Answer]:
     """Answers from one running batch that each request joins at its step."""
     arrives = arrives or [0] * len(asked)
-    batch, answers = RunningBatch(shared, (STOP_ID,), spelled), dict[int, Answer]()
+    batch, answers = RunningBatch(shared, stop_ids, spelled), dict[int, Answer]()
     for step in itertools.count():
         coming = [n for n, when in enumerate(arrives) if when == step]
         if coming:

@@ -8,6 +8,7 @@ from punnett.errors import RunError, SpecError, nearest
 from punnett.spec.key import content_key, derive_seed, digest_of
 from punnett.spec.measure import Evaluation
 from punnett.spec.student import Student
+from punnett.store import Store
 
 SCORE_COLUMNS = {
     "item": str,
@@ -73,12 +74,8 @@ def prepare_task(request: Evaluation, store_root: Path) -> Any:
         task.setup = chain([*(task.setup or []), system_message(escape_template(measure.system_prompt))])
     # Inspect would otherwise start with a few requests at a time, and a batch would never fill
     at_once = GenerateConfig(max_connections=len(task.dataset) * (task.epochs or 1))
-    if isinstance(request.model, Student):
-        name = content_key(request.model)
-        task.model = get_model(f"punnett/{name}", store=str(store_root), dtype=request.dtype, config=at_once, memoize=False)
-    else:
-        base = request.model
-        task.model = get_model(f"punnett/{base.name}", location=base.location, dtype=request.dtype, config=at_once, memoize=False)
+    name, arguments = _model_of(request, store_root)
+    task.model = get_model(name, config=at_once, memoize=False, **arguments)
     decoding = GenerateConfig(
         max_tokens=measure.sampling.max_tokens,
         temperature=measure.sampling.temperature,
@@ -86,6 +83,19 @@ def prepare_task(request: Evaluation, store_root: Path) -> Any:
     )
     task.config = task.config.merge(decoding)
     return task
+
+
+def _model_of(request: Evaluation, store_root: Path) -> tuple[str, dict[str, Any]]:
+    """Inspect's name of the model that is asked, and what it takes to open it."""
+    is_student = isinstance(request.model, Student)
+    base = request.model.base if isinstance(request.model, Student) else request.model
+    if request.engine == "vllm":
+        # vLLM loads students' adapters beside one base; its server puts chats into the template itself
+        adapter = Store(store_root).open(request.model) / "adapter" if is_student else None
+        return f"vllm/{base.location}" + (f":{adapter.absolute()}" if adapter else ""), {}
+    if is_student:
+        return f"punnett/{content_key(request.model)}", {"store": str(store_root), "dtype": request.dtype}
+    return f"punnett/{base.name}", {"location": base.location, "dtype": request.dtype}
 
 
 def score_rows(log: Any, request: Evaluation, n_items: int, n_epochs: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:

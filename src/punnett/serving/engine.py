@@ -26,7 +26,7 @@ from punnett.shared_base.machine import available_cores
 from punnett.shared_base.share import SharedBase, load_shared
 
 # Rows that a batch may have, positions that its cache may hold, and students whose adapters are stacked in it.
-MAX_ROWS, CACHE_TOKENS, MAX_STUDENTS = 160, 24_576, 8
+MAX_ROWS, CACHE_TOKENS, MAX_STUDENTS = 128, 12_288, 8
 # Requests come in one by one; a moment's wait lets the first batch be a full one.
 QUIET_SECONDS = 0.02
 FEWEST_ROWS_OF_A_WORKER = 16

@@ -142,7 +142,6 @@ class StudentAPI(ModelAPI):
         usage = ModelUsage(input_tokens=n_input_tokens, output_tokens=len(answer.ids), total_tokens=n_input_tokens + len(answer.ids))
         return ModelOutput(model=f"punnett/{self.model_name}", choices=[choice], usage=usage)
 
-
     def _told(self, told: TokenLogProbability) -> Logprob:
         likeliest = [TopLogprob(token=self._speaker.text_of([i]), logprob=p) for i, p in told.likeliest]
         return Logprob(token=self._speaker.text_of([told.token]), logprob=told.log_probability, top_logprobs=likeliest or None)

@@ -115,9 +115,13 @@ class ReadingAdapters:
         flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         for piece in self._pieces:
             a, b = piece.adapter.weights(site)
+            place = slice(piece.start, piece.stop)
             n = piece.stop - piece.start
-            rows = functional.pad(flat_x[piece.start : piece.stop], (0, 0, 0, max(0, FEWEST_TOKENS - n))).to(a.dtype)
-            _add_product(flat_y[piece.start : piece.stop], (rows @ a.t())[:n], b, piece.adapter.scale)
+            filling = (0, 0, 0, max(0, FEWEST_TOKENS - n))
+            rows, sums = functional.pad(flat_x[place], filling).to(a.dtype), functional.pad(flat_y[place], filling)
+            _add_product(sums, rows @ a.t(), b, piece.adapter.scale)
+            if filling[3]:  # otherwise they are y's own rows
+                flat_y[place] = sums[:n]
         return y
 
 

@@ -1,5 +1,6 @@
 """This machine and a base in, what was measured of the two out; kept between runs in the user's cache."""
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,12 @@ from punnett.spec.key import digest_of
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_counts() -> list[int]:
+    """Numbers of threads that a pass may run on here: 1, 2, 4, ... and all cores."""
+    cores = available_cores()
+    return sorted({2**k for k in range(cores.bit_length()) if 2**k <= cores} | {cores})
 
 
 def free_bytes(device: Any) -> int:
@@ -30,18 +37,21 @@ def free_bytes(device: Any) -> int:
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
-def machine_key(location: str, dtype: str, **about: Any) -> str:
-    """Names what a measurement holds for: processor, cores, library, shape of the base, precision, and `about`."""
+def machine_name() -> str:
+    """What a measurement holds for: device or processor, cores and library."""
     import torch
 
     processor = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    return f"{device}, {available_cores()} cores, torch {torch.__version__}"
+
+
+def machine_key(location: str, dtype: str, **about: Any) -> str:
+    """Names a measurement on this machine of a base of this shape and precision, and `about`."""
     shape = (Path(location) / "config.json").read_text()
-    return digest_of([device, available_cores(), torch.__version__, shape, dtype, sorted(about.items())])[:32]
+    return digest_of([machine_name(), shape, dtype, sorted(about.items())])[:32]
 
 
 def remembered(key: str) -> dict[str, Any] | None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
-# Matrix libraries take other kernels for fewer rows than these (measured for MKL: below 16), and then round otherwise.
-# From here on a row's result does not depend on how many rows there are, so no pass is ever smaller.
+# Matrix libraries take other kernels for few rows, and then round otherwise. From so many on (16 for MKL and the small
+# real models; narrower ones need more, so it is measured for each) a row's result does not depend on how many rows
+# there are. No pass is ever smaller.
 FEWEST_TOKENS = 16
 
 _here = threading.local()
@@ -68,10 +69,10 @@ def _running(flat_pass: FlatPass) -> Iterator[None]:
 def hidden_states(model: Any, ids: list[int], positions: list[int], attention: Attention, adapters: Adapters | None) -> torch.Tensor:
     """The decoder's last hidden states (n_tokens, width) of `ids` (n_tokens,) at `positions` (n_tokens,).
 
-    Fewer ids than FEWEST_TOKENS are filled up with tokens that nobody sees.
+    Fewer ids than the model's fewest are filled up with tokens that nobody sees.
     """
     n = len(ids)
-    filling = [0] * max(0, FEWEST_TOKENS - n)
+    filling = [0] * max(0, fewest_tokens(model) - n)
     flat = torch.tensor([ids + filling], device=model.device)
     places = torch.tensor([positions + filling], device=model.device)
     with _running(FlatPass(attention, adapters)):
@@ -79,11 +80,16 @@ def hidden_states(model: Any, ids: list[int], positions: list[int], attention: A
     return output.last_hidden_state[0, :n]
 
 
+def fewest_tokens(model: Any) -> int:
+    """Tokens that a pass of this model has at least; see `share.find_fewest_tokens`."""
+    return getattr(model, "punnett_fewest_tokens", FEWEST_TOKENS)
+
+
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (n, n_vocabulary) of hidden states (n, width), in float32; Gemma 2 squashes them after the head, so we do."""
     n = len(hidden)
-    if n < FEWEST_TOKENS:
-        hidden = torch.cat([hidden, hidden.new_zeros(FEWEST_TOKENS - n, hidden.shape[1])])
+    if n < fewest_tokens(model):
+        hidden = torch.cat([hidden, hidden.new_zeros(fewest_tokens(model) - n, hidden.shape[1])])
     return cap_logits(model, model.get_output_embeddings()(hidden)[:n].float())
 
 

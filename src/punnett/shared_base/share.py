@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from punnett.bases import load_model
 from punnett.errors import RunError
@@ -12,7 +13,9 @@ from punnett.shared_base import attention
 from punnett.shared_base.adapter import Site, initial_state
 from punnett.shared_base.attention import SequenceAttention
 from punnett.shared_base.linear import SharedLinear
-from punnett.shared_base.passes import hidden_states, logits_of
+from punnett.shared_base.machine import machine_name, remember, remembered, thread_counts
+from punnett.shared_base.passes import FEWEST_TOKENS, hidden_states, logits_of
+from punnett.spec.key import digest_of
 
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 PROBES = ([3, 5, 7, 11, 2, 13, 4, 9, 6, 8], [12, 6, 3, 5, 10, 7])
@@ -25,6 +28,8 @@ class SharedBase:
         refuse_mixtures(model)
         self.model = model
         self.sites = _make_shared(model)
+        fewest, self.fewest_tokens_on_threads = find_fewest_tokens(model, self.sites)
+        model.punnett_fewest_tokens = min(fewest, ROWS_TRIED[-1])  # beyond that it is a promise that this machine cannot keep
         _compare_with_itself(model)
 
     @property
@@ -60,7 +65,7 @@ def _make_shared(model: Any) -> list[Site]:
     """Turn every linear layer that PEFT's all-linear targets into a shared one, and set our attention."""
     attention.register()
     names = [name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in initial_state(model, 1, 0) if ".lora_A." in name]
-    sites = []
+    sites: list[Site] = []
     for name in names:
         linear = model.get_submodule(name)
         if type(linear) not in (nn.Linear, SharedLinear):
@@ -72,6 +77,59 @@ def _make_shared(model: Any) -> list[Site]:
     if model.config._attn_implementation != attention.NAME:
         raise RunError(f"{type(model).__name__} does not let its attention be set, so students cannot share it")
     return sites
+
+
+# Numbers of rows that are tried: about the widths of vector units and the blocks of matrix kernels, and odd ones.
+ROWS_TRIED = (16, 17, 20, 23, 31, 32, 33, 48, 63, 64, 65, 96, 100, 127, 128, 129, 192, 200, 255, 256, 257, 320, 384, 511, 513)
+
+
+NEVER = 1 << 30
+
+
+def find_fewest_tokens(model: Any, sites: list[Site]) -> tuple[int, int]:
+    """From how many rows on a row comes out alike in the base's products on one thread, and on any number of threads.
+
+    Every shape of linear layer is tried, forwards and backwards, on made-up rows; measured once for a machine and these
+    shapes. Elsewhere than in float32 on a CPU nothing is promised, so nothing is tried.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return FEWEST_TOKENS, 0
+    head = tuple(model.get_output_embeddings().weight.shape)
+    shapes = sorted({(site.n_out, site.n_in) for site in sites} | {head})
+    key = digest_of([machine_name(), shapes, "rows that come out alike"])
+    found = remembered(key)
+    if found is None:
+        tried = [_try_shape(n_out, n_in, both_ways=(n_out, n_in) != head) for n_out, n_in in shapes]
+        found = {"fewest": max(one for one, _ in tried), "fewest_on_threads": max(many for _, many in tried)}
+        remember(key, found)
+    return found["fewest"], found["fewest_on_threads"]
+
+
+@torch.inference_mode()
+def _try_shape(n_out: int, n_in: int, both_ways: bool) -> tuple[int, int]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(n_out, n_in, generator=generator)
+    fewest, on_threads, usual = ROWS_TRIED[0], ROWS_TRIED[0], torch.get_num_threads()
+    try:
+        for right in (weight.t(), weight) if both_ways else (weight.t(),):
+            left = torch.randn(ROWS_TRIED[-1], right.shape[0], generator=generator)
+            torch.set_num_threads(1)
+            whole, squashed = left @ right, functional.silu(left)
+            fewest = max(fewest, _beyond([n for n in ROWS_TRIED if not torch.equal(left[:n] @ right, whole[:n])]))
+            for count in thread_counts()[1:]:
+                torch.set_num_threads(count)
+                odd = [
+                    n for n in ROWS_TRIED if not (torch.equal(left[:n] @ right, whole[:n]) and torch.equal(functional.silu(left[:n]), squashed[:n]))
+                ]
+                on_threads = max(on_threads, _beyond(odd))
+    finally:
+        torch.set_num_threads(usual)
+    return fewest, on_threads
+
+
+def _beyond(odd: list[int]) -> int:
+    """The first number of rows tried that is larger than all the odd ones."""
+    return next((n for n in ROWS_TRIED if not odd or n > max(odd)), NEVER)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from punnett.errors import SpecError, nearest
 from punnett.spec.key import content_key
-from punnett.spec.measure import Evaluation, Measure
+from punnett.spec.measure import Engine, Evaluation, Measure
 from punnett.spec.mix import Drop, DropAndRefill, Intervention, Mix, PlaceboSelection, Selection, Switch
 from punnett.spec.prompt import PromptSet
 from punnett.spec.student import Recipe, Stage, Student
@@ -78,6 +78,7 @@ class BoundStudy:
     seeds: tuple[int, ...]
     equivalence_margin: float
     declared_contrasts: tuple[tuple[str, str], ...]
+    engine: Engine = "punnett"
     with_base: bool = True
     with_self_distillation: bool = True
     text: str = ""
@@ -163,7 +164,7 @@ def _merged(found: list[Arm]) -> list[Arm]:
 
 def evaluation_of(study: BoundStudy, model: Student | Base, measure: Measure) -> Evaluation:
     """One measure of one model, in the precision that the study trains in."""
-    return Evaluation(model=model, measure=measure, dtype=study.recipe.dtype)
+    return Evaluation(model=model, measure=measure, dtype=study.recipe.dtype, engine=study.engine)
 
 
 def evaluations(study: BoundStudy) -> list[Evaluation]:

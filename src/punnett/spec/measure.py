@@ -27,12 +27,18 @@ class Measure(Noun):
     sampling: Sampling = Sampling()
 
 
+# Who answers for students and bases: punnett's own engine, or vLLM through Inspect. Their rounding and their chat
+# templating differ, so the engine is in the key.
+Engine = Literal["punnett", "vllm"]
+
+
 class Evaluation(Noun):
     """One measure taken of one student, or of an untouched base."""
 
     model: Student | Base
     measure: Measure
     dtype: Literal["float32", "bfloat16"] = "float32"
+    engine: Engine = "punnett"
 
 
 class Score(Noun):

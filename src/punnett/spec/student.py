@@ -1,6 +1,6 @@
 """How a stage trains, and the unit of replication: the student."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,8 @@ class Student(Noun):
 
     The seed fixes the initial adapter and the order of the prompts, alike in every arm.
     """
+
+    revision: ClassVar[int] = 2  # 2: trained together with others; sums are rounded in another order than before
 
     base: Base
     stages: tuple[Stage, ...] = Field(min_length=1, max_length=1)

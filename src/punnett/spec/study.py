@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from punnett.errors import SpecError, nearest
-from punnett.spec.measure import Scalar
+from punnett.spec.measure import Engine, Scalar
 from punnett.spec.student import Recipe
 
 InterventionName = Literal["switch", "drop", "drop_and_refill", "placebo", "insert"]
@@ -109,6 +109,7 @@ class StudyFile(Section):
     equivalence_margin: float = Field(default=0.1, gt=0.0, lt=1.0)
     contrasts: tuple[tuple[str, str], ...] = ()
     controls: ControlsFile = ControlsFile()
+    engine: Engine = "punnett"
 
     @property
     def seed_values(self) -> tuple[int, ...]:

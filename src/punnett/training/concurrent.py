@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from punnett.errors import RunError
 from punnett.shared_base.adapter import Adapter, initial_state
+from punnett.shared_base.machine import thread_counts
 from punnett.shared_base.share import SharedBase
 from punnett.spec.key import derive_seed
 from punnett.spec.student import Recipe
@@ -159,11 +160,16 @@ class _Pool:
                     else:
                         self._in_flight -= 1
                 if self._ready:
-                    return self._share(), max(1, self.together.cores // min(self.together.workers, self._in_flight))
+                    return self._share(), self._threads()
                 if not self._in_flight:
                     break
                 self._changed.wait(0.5)
             return [], 1
+
+    def _threads(self) -> int:
+        """Threads that a worker may use: cores that no other worker needs."""
+        cores = self.together.cores // min(self.together.workers, self._in_flight)
+        return max(count for count in thread_counts() if count == 1 or count <= cores)
 
     def _share(self) -> list[_StudentInTraining]:
         fair = math.ceil(self._in_flight / self.together.workers)
@@ -188,7 +194,7 @@ class _Pool:
             self._changed.notify_all()
 
 
-def train_together(shared: SharedBase, jobs: list[TrainingJob], together: Together) -> Iterator[Event]:
+def train_together(shared: SharedBase, jobs: list[TrainingJob], together: Together) -> Generator[Event, None, None]:
     """Train adapters on a frozen base, several at once; tells of each as it goes.
 
     A student that breaks (a loss that is not finite, no memory even by itself) is Failed, and the others go on
@@ -232,8 +238,7 @@ def _work(shared: SharedBase, pool: _Pool, events: "queue.Queue[Event | None]") 
             students, n_threads = pool.take()
             if not students:
                 return
-            torch.set_num_threads(n_threads)
-            outcomes = _step_of_each(shared, students, min(1.0, n_threads / pool.together.cores))
+            outcomes = _step_of_each(shared, students, n_threads, min(1.0, n_threads / pool.together.cores))
             for student, outcome in zip(students, outcomes, strict=True):
                 going_on = isinstance(outcome, Step) and student.planned is not None
                 if isinstance(outcome, Step):
@@ -249,19 +254,17 @@ def _work(shared: SharedBase, pool: _Pool, events: "queue.Queue[Event | None]") 
         raise
 
 
-def _step_of_each(
-    shared: SharedBase, students: list[_StudentInTraining], share_of_machine: float
-) -> list[Step | Exception]:
+def _step_of_each(shared: SharedBase, students: list[_StudentInTraining], n_threads: int, share_of_machine: float) -> list[Step | Exception]:
     """One optimiser step of several students. Where they cannot pass together, each goes by itself: only the culprit breaks."""
     started = time.monotonic()
     try:
-        losses = _pass_of(shared, students)
+        losses = _pass_of(shared, students, n_threads)
     except (RuntimeError, MemoryError) as error:
         for student in students:
             student.gradients.zero_()  # a pass that broke half way has left some
         if len(students) == 1:
             return [error]
-        return [outcome for student in students for outcome in _step_of_each(shared, [student], share_of_machine)]
+        return [outcome for student in students for outcome in _step_of_each(shared, [student], n_threads, share_of_machine)]
     seconds = time.monotonic() - started
     total = sum(student.n_tokens for student in students)
     outcomes: list[Step | Exception] = []
@@ -273,13 +276,17 @@ def _step_of_each(
     return outcomes
 
 
-def _pass_of(shared: SharedBase, students: list[_StudentInTraining]) -> list[float]:
+def _pass_of(shared: SharedBase, students: list[_StudentInTraining], n_threads: int) -> list[float]:
     """Add the gradients of every student's next batch; returns the losses."""
     pieces = [student.pieces() for student in students]
     losses = [0.0] * len(students)
     # first pieces together, then second ones: only a batch that outgrows a pass has more than one
     for turn in range(max(map(len, pieces))):
         present = [i for i, own in enumerate(pieces) if turn < len(own)]
-        for i, loss in zip(present, add_gradients(shared, [pieces[i][turn] for i in present]), strict=True):
+        now = [pieces[i][turn] for i in present]
+        # few rows round otherwise on several threads, and a worker has several only while others are idle
+        many = sum(piece.n_tokens for piece in now) >= shared.fewest_tokens_on_threads
+        torch.set_num_threads(n_threads if many else 1)
+        for i, loss in zip(present, add_gradients(shared, now), strict=True):
             losses[i] += loss
     return losses

@@ -45,13 +45,15 @@ def add_gradients(shared: SharedBase, pieces: list[BatchPiece]) -> list[float]:
     hidden = hidden_states(shared.model, ids, positions, SequenceAttention(lengths), adapters)
     own = hidden.split([piece.n_tokens for piece in pieces])
     losses = [_piece_loss(shared.model, rows, piece) for piece, rows in zip(pieces, own, strict=True)]
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(losses).sum().backward()
     return [loss.item() for loss in losses]
 
 
 def _piece_loss(model: Any, hidden: torch.Tensor, piece: BatchPiece) -> torch.Tensor:
     """Weighted sum of the token losses of one piece, from its own hidden states (n_tokens, width) alone."""
-    predicting, targets, weights = [], [], []
+    predicting: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
     for (start, _), example, weight in zip(borders([e.n_tokens for e in piece.examples]), piece.examples, piece.weights, strict=True):
         first = start + len(example.prompt_ids) - 1  # the last token of the prompt predicts the first of the completion
         predicting += range(first, first + len(example.completion_ids))

@@ -92,8 +92,9 @@ class _Drafts:
     def _begin(self, student: Student) -> None:
         key = content_key(student)
         audit = self._audits[key]
-        work = {"tokens": audit.tokens_per_epoch * student.stages[0].recipe.epochs, "seconds": 0.0}
-        self._watch.begin(student, work["tokens"])
+        n_tokens = audit.tokens_per_epoch * student.stages[0].recipe.epochs
+        work: dict[str, Any] = {"tokens": n_tokens, "seconds": 0.0}
+        self._watch.begin(student, n_tokens)
         stack = contextlib.ExitStack()
         folder = stack.enter_context(self._store.write(student, audit=dataclasses.asdict(audit), work=work, **self._common))
         self._open[key] = (stack, folder, (folder / LOG).open("w"), work)
