@@ -115,6 +115,7 @@ def prepare(asked: argparse.Namespace, work: Path) -> Bench:
 def measure(asked: argparse.Namespace, bench: Bench) -> Record:
     """Run everything; what is there is written after every run."""
     warm([[asked.vllm_python if name == "vllm" else asked.peer_python, str(HERE / "peers" / PEERS[name][0])] for name in asked.peers])
+    bench.ours(asked.students[0], 1)  # what is measured once for a machine and a base is measured here
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
     results: Record = {"settings": settings, "cores": available_cores(), "runs": [], "draws": []}
     for repeat in range(asked.repeats):

@@ -345,13 +345,13 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_asked(start, t
 def test_the_real_small_model_answers_as_generate_does_and_as_it_does_alone(small_base):
     tokenizer = load_tokenizer(small_base.location)
     chat = ChatFormat(tokenizer)
-    questions = ("What is the capital of France?", "What is 2 + 2? Answer with a number.", "Name a color.")
+    questions = ("What is the capital of France?", "Name a color.")
     asked = [chat.prompt_ids_and_opening((Message(role="user", content=question),), "Answer in one short sentence.") for question in questions]
     model = load_model(small_base.location, "float32")
-    expected = [tuple(itertools.takewhile(lambda i: i not in chat.stop_ids, plain_answer(model, ids, 12))) for ids, _ in asked]
+    expected = [tuple(itertools.takewhile(lambda i: i not in chat.stop_ids, plain_answer(model, ids, 10))) for ids, _ in asked]
     shared = SharedBase(model)
     ask = functools.partial(answers_of, shared, stop_ids=chat.stop_ids)
-    requests = [(None, AnswerRequest(tuple(ids), 12, n_opening=n, top_log_probabilities=1)) for ids, n in asked]
+    requests = [(None, AnswerRequest(tuple(ids), 10, n_opening=n, top_log_probabilities=1)) for ids, n in asked]
     together = ask(requests)
     assert [answer.ids for answer in together] == expected
     assert "stop" in {answer.finish_reason for answer in together}

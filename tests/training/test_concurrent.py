@@ -30,7 +30,7 @@ JOBS = {
         job("other loss", 5, lora_rank=8, longest=80, batch_size=2, loss_normalisation="example_mean"),
     )
 }
-# The rows and columns of Llama, in one layer: what rounding does is a matter of the shapes of products.
+# Of one layer each: how a sum is rounded is a matter of the shapes of products.
 WIDTHS = {
     "as SmolLM2-135M": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
     "as Qwen2.5-0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2},
@@ -55,7 +55,7 @@ def assert_as_alone(found, names=JOBS):
     st.lists(st.sampled_from(list(JOBS)), min_size=1, unique=True),
     st.builds(Together, st.integers(1, 2), st.integers(1, 2), st.integers(1, 4), st.sampled_from([60, 300, 4096])),
 )
-@effort(max_examples=12)
+@effort(max_examples=8)
 def test_a_student_is_the_same_to_the_bit_in_every_company_place_and_share_of_the_machine(names, together):
     assert_as_alone(outcomes(train_together(wide_base(), [JOBS[name] for name in names], together)), names)
 
@@ -73,6 +73,13 @@ def test_students_stay_apart_to_the_bit_in_every_family_and_at_the_widths_of_rea
         if outcome != apart[name]
     ]
     assert differing == [], "students that differ from those alone on one core, their company, and the workers"
+
+
+def test_a_large_batch_of_a_narrow_base_is_the_same_to_the_bit_on_two_cores():
+    shared = SharedBase(tiny_model("Gemma3Text", hidden_size=64, intermediate_size=40))
+    student = job("large", 17, longest=90, batch_size=17, epochs=2)
+    assert sum(e.n_tokens for e in student.examples) > 1024
+    assert trained(shared, [student], cores=2) == trained(shared, [student], cores=1)
 
 
 def test_students_of_other_lengths_end_by_themselves_after_their_own_steps():
@@ -214,10 +221,10 @@ def test_students_of_one_seed_start_from_one_adapter_and_end_in_the_same_bytes_t
 @pytest.mark.model
 def test_students_of_the_real_small_model_train_as_plain_peft_does_and_stay_apart_to_the_bit(small_base):
     model = load_model(small_base.location, "float32")
-    students = [job("a", 2, learning_rate=1e-3, batch_size=1), job("b", 2, learning_rate=1e-3, lora_rank=16, longest=40, seed=1)]
+    students = [job("a", 2, learning_rate=1e-3, batch_size=1), job("b", 2, learning_rate=1e-3, lora_rank=16, longest=30, seed=1)]
     peer, expected = plainly_trained(model, students[0])
     peer.unload()
     shared = SharedBase(model)
     apart = {name: outcome for student in students for name, outcome in trained(shared, [student]).items()}
     assert apart["a"].losses == pytest.approx(expected, abs=1e-5)
-    assert [trained(shared, students, workers=n, cores=2) == apart for n in (1, 2)] == [True, True]
+    assert trained(shared, students, workers=2, cores=2) == apart

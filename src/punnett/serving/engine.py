@@ -5,6 +5,7 @@ that is sampled. Requests wait in one queue; a worker takes as many as its batch
 answers end.
 """
 
+import atexit
 import contextlib
 import functools
 import threading
@@ -48,7 +49,7 @@ class Engine:
         self._shared, self._stop_ids, self._text_of = shared, chat.stop_ids, text_of
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._dropped = False
         self._workers = workers
         self._max_rows = MAX_ROWS
         self._adapter = functools.lru_cache(maxsize=64)(self._load)
@@ -78,10 +79,10 @@ class Engine:
         """Answer requests, in their order, and wait for them."""
         return [future.result() for future in [self.submit(adapter, request) for request in requests]]
 
-    def close(self) -> None:
-        """Answer what waits, then let the workers end."""
+    def close(self, drop: bool = False) -> None:
+        """Answer what waits, or with `drop` let it go, then let the workers end."""
         with self._changed:
-            self._closed = True
+            self._closed, self._dropped = True, drop
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -103,6 +104,8 @@ class Engine:
     def _take(self, batch: RunningBatch) -> list[_Waiting] | None:
         """Requests that join a batch now: none while it is more than half full, None when the engine is closed."""
         with self._changed:
+            if self._dropped:
+                return None
             if batch.n_alive == 0:
                 while not self._waiting:
                     if self._closed:
@@ -188,6 +191,13 @@ def _fitting(waiting: list[_Waiting], batch: RunningBatch, room: int) -> list[_W
 
 _current: tuple[tuple[str, str], Engine] | None = None
 _switching = threading.Lock()
+
+
+@atexit.register
+def _put_away() -> None:
+    """A thread inside torch while the interpreter goes down would abort the process."""
+    if _current is not None:
+        _current[1].close(drop=True)
 
 
 def engine_of(location: str, dtype: str) -> Engine:

@@ -120,8 +120,7 @@ class ReadingAdapters:
             filling = (0, 0, 0, max(0, FEWEST_TOKENS - n))
             rows, sums = functional.pad(flat_x[place], filling).to(a.dtype), functional.pad(flat_y[place], filling)
             _add_product(sums, rows @ a.t(), b, piece.adapter.scale)
-            if filling[3]:  # otherwise they are y's own rows
-                flat_y[place] = sums[:n]
+            flat_y[place] = sums[:n]
         return y
 
 
