@@ -122,6 +122,13 @@ def test_students_do_not_share_an_opening_but_a_batch_forgets_old_ones_only_when
     assert answers[3:] == [answers[2], answers[0]]
 
 
+def test_an_opening_that_is_kept_stays_for_a_request_that_comes_with_new_ones(monkeypatch):
+    monkeypatch.setattr(decode, "OPENING_TOKENS", len(OPENING))
+    asked = [(student, AnswerRequest(OPENED[0], 3, n_opening=len(OPENING))) for student in (students()[1], students()[2], students()[1])]
+    answers = answers_of(wide_base(), asked, [0, 1, 1])
+    assert answers == [alone(who, request) for who, (_, request) in zip((1, 2, 1), asked, strict=True)]
+
+
 def test_an_opening_changes_no_answer_beyond_rounding():
     asked = [(students()[1], AnswerRequest(ids, 12, top_log_probabilities=0, n_opening=n)) for ids in OPENED for n in (0, len(OPENING))]
     answers = answers_of(wide_base(), asked)
@@ -324,6 +331,13 @@ def test_a_closing_engine_answers_what_waits_and_takes_nothing_more(start, folde
     assert [future.result(0) for future in futures] == [alone(who, request) for who, request in QUEUE]
     with pytest.raises(RunError, match="put away"):
         engine.submit(None, QUEUE[0][1])
+
+
+def test_an_engine_that_is_dropped_ends_without_answering_what_waits(start, folders):
+    engine = start()
+    futures = [engine.submit(folders[1], AnswerRequest(PROMPTS[0], 150, seed=n, temperature=1.0)) for n in range(20)]
+    engine.close(drop=True)
+    assert not any(future.done() for future in futures)
 
 
 @pytest.mark.parametrize("request_", [AnswerRequest((), 4), ScoreRequest((), (1,)), ScoreRequest((1,), ())])

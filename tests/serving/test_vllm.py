@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -21,7 +22,7 @@ class Server(BaseHTTPRequestHandler):
     """What `vllm serve --enable-lora` answers to: its models, an adapter to be loaded, a chat to be completed."""
 
     protocol_version = "HTTP/1.1"
-    asked: list[tuple[str, dict]] = []
+    asked: ClassVar[list[tuple[str, dict]]] = []
 
     def do_GET(self):
         self._send({"object": "list", "data": [{"id": "base", "object": "model", "max_model_len": 2048}]})

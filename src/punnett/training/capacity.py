@@ -16,7 +16,7 @@ from punnett.training.schedule import Example
 
 # Sizes of a pass that are tried, in tokens; the smallest that is as fast as the best within NEARLY is taken.
 PASSES = {"cpu": (128, 384, 1024), "cuda": (1024, 4096, 16384)}
-NEARLY = 0.95
+NEARLY, PASSES_TIMED = 0.95, 2
 # A typical short chat of 64 tokens, half of them trained.
 PROMPT_TOKENS, COMPLETION_TOKENS = 32, 32
 MEMORY_SHARE = 0.6
@@ -61,27 +61,33 @@ def measure(shared: SharedBase, rank: int) -> TrainingSpeed:
     kind = shared.device.type if shared.device.type in PASSES else "cpu"
     workers = available_cores() if kind == "cpu" else 1
     sizes = PASSES[kind]
-    _timed(shared, rank, sizes[-1], workers)  # the first pass pays for memory that later ones find warm
-    # the better of two: another process may have been at work
-    speeds = {size: workers * size / min(_timed(shared, rank, size, workers) for _ in range(2)) for size in sizes}
+    speeds = {size: workers * size / _timed(shared, rank, size, workers) for size in sizes}
     return TrainingSpeed(speeds, _bytes_kept(shared, rank, sizes[0]) / sizes[0], workers)
 
 
 def _timed(shared: SharedBase, rank: int, n_tokens: int, workers: int) -> float:
-    """Seconds for one pass of `n_tokens` on each of the workers."""
-    pieces = [_made_up(shared, rank, n_tokens) for _ in range(workers)]
+    """Seconds for one pass of `n_tokens` on each of the workers: the best of some, since another process may have been at work."""
+    together = threading.Barrier(workers)
+    seconds: list[float] = []
 
     def work(piece: BatchPiece) -> None:
         torch.set_num_threads(1)
-        add_gradients(shared, [piece])
+        add_gradients(shared, [piece])  # a thread's first pass pays for memory that later ones find warm
+        taken = []
+        for _ in range(PASSES_TIMED):
+            together.wait()
+            started = time.monotonic()
+            add_gradients(shared, [piece])
+            together.wait()
+            taken.append(time.monotonic() - started)
+        seconds.append(min(taken))
 
-    threads = [threading.Thread(target=work, args=(piece,)) for piece in pieces]
-    started = time.monotonic()
+    threads = [threading.Thread(target=work, args=(_made_up(shared, rank, n_tokens),)) for _ in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return time.monotonic() - started
+    return max(seconds)
 
 
 def _made_up(shared: SharedBase, rank: int, n_tokens: int) -> BatchPiece:
