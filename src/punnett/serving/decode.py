@@ -101,7 +101,7 @@ class RunningBatch:
         """Read new prompts, each once however many draws are asked of it, and take their first tokens."""
         sequences = _sequences(tickets)
         wanted = {s.opening: s for s in sequences if s.opening and s.opening not in self._openings}
-        self._read_openings(list(wanted.values()))
+        self._read_openings(list(wanted.values()), {s.opening for s in sequences})
         rows: list[_Row] = []
         sources: list[NewRow] = []
         for group in _readings(sequences):
@@ -119,13 +119,12 @@ class RunningBatch:
             rows += new
         self._join(rows, sources)
 
-    def _read_openings(self, sequences: list[_Sequence]) -> None:
-        """Read openings by themselves and keep them, the last ones used: the next batch of a task opens alike."""
+    def _read_openings(self, sequences: list[_Sequence], needed: set[Any]) -> None:
+        """Read openings by themselves and keep them: the next batch of a task opens alike. The oldest go, but none that is `needed` now."""
         for group in _readings(sequences):
             reading, _, spans = self._read([(s.adapter, s.ids[: s.n_opening]) for s in group], [None] * len(group))
             for sequence, span in zip(group, spans, strict=True):
                 self._openings[sequence.opening] = reading.opening_of(*span)
-        needed = {s.opening for s in sequences}
         while sum(o.n_tokens for o in self._openings.values()) > OPENING_TOKENS and (old := next(iter(self._openings))) not in needed:
             del self._openings[old]
 

@@ -133,8 +133,8 @@ class Engine:
         hand = {id(w.future): w for w in (*map(_in_hand, batch.tickets), *taken)}
         left = [waiting for waiting in hand.values() if not waiting.future.done()]
         with self._changed:
-            if _is_out_of_memory(error) and self._max_rows > 1:
-                self._max_rows = max(1, self._max_rows // 2)
+            if _is_out_of_memory(error) and len(hand) > 1:
+                self._max_rows = max(1, min(self._max_rows, len(hand)) // 2)
                 self._waiting = left + self._waiting
                 self._changed.notify_all()
             else:

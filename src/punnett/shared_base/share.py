@@ -102,7 +102,10 @@ def find_fewest_tokens(model: Any, sites: list[Site]) -> tuple[int, int]:
         tried = [_try_shape(n_out, n_in, both_ways=(n_out, n_in) != head) for n_out, n_in in shapes]
         found = {"fewest": max(one for one, _ in tried), "fewest_on_threads": max(many for _, many in tried)}
         remember(key, found)
-    return found["fewest"], found["fewest_on_threads"]
+    # threads share a row's gates and squashed scores out in pieces of 32, and round the ends of odd pieces otherwise
+    uneven = any(width % (32 * count) for site in sites for width in (site.n_in, site.n_out) for count in thread_counts())
+    capped = bool(getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
+    return found["fewest"], NEVER if uneven or capped else found["fewest_on_threads"]
 
 
 @torch.inference_mode()
