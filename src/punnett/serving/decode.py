@@ -125,8 +125,9 @@ class RunningBatch:
             reading, _, spans = self._read([(s.adapter, s.ids[: s.n_opening]) for s in group], [None] * len(group))
             for sequence, span in zip(group, spans, strict=True):
                 self._openings[sequence.opening] = reading.opening_of(*span)
-        while sum(o.n_tokens for o in self._openings.values()) > OPENING_TOKENS and (old := next(iter(self._openings))) not in needed:
-            del self._openings[old]
+        for old in [opening for opening in self._openings if opening not in needed]:
+            if sum(o.n_tokens for o in self._openings.values()) > OPENING_TOKENS:
+                del self._openings[old]
 
     def _read(
         self, asked: list[tuple[Adapter | None, tuple[int, ...]]], openings: list[Opening | None]

@@ -14,7 +14,7 @@ from punnett.shared_base.adapter import Site, initial_state
 from punnett.shared_base.attention import SequenceAttention
 from punnett.shared_base.linear import SharedLinear
 from punnett.shared_base.machine import machine_name, remember, remembered, thread_counts
-from punnett.shared_base.passes import FEWEST_TOKENS, hidden_states, logits_of
+from punnett.shared_base.passes import FEWEST_TOKENS, AttentionSettings, hidden_states, logits_of
 from punnett.spec.key import digest_of
 
 LARGEST_DEVIATION = {torch.float32: 1e-3, torch.bfloat16: 0.15}
@@ -64,7 +64,11 @@ def refuse_mixtures(model: Any) -> None:
 def _make_shared(model: Any) -> list[Site]:
     """Turn every linear layer that PEFT's all-linear targets into a shared one, and set our attention."""
     attention.register()
-    names = [name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in initial_state(model, 1, 0) if ".lora_A." in name]
+    try:
+        fresh = initial_state(model, 1, 0)
+    except ValueError as error:  # PEFT knows of layers that it cannot adapt
+        raise RunError(f"students cannot share {type(model).__name__}: {error}") from error
+    names = [name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in fresh if ".lora_A." in name]
     sites: list[Site] = []
     for name in names:
         linear = model.get_submodule(name)
@@ -96,7 +100,7 @@ def find_fewest_tokens(model: Any, sites: list[Site]) -> tuple[int, int]:
         return FEWEST_TOKENS, 0
     head = tuple(model.get_output_embeddings().weight.shape)
     shapes = sorted({(site.n_out, site.n_in) for site in sites} | {head})
-    key = digest_of([machine_name(), shapes, "rows that come out alike"])
+    key = digest_of([machine_name(), shapes, ROWS_TRIED, "rows that come out alike"])
     found = remembered(key)
     if found is None:
         tried = [_try_shape(n_out, n_in, both_ways=(n_out, n_in) != head) for n_out, n_in in shapes]
@@ -135,6 +139,21 @@ def _beyond(odd: list[int]) -> int:
     return next((n for n in ROWS_TRIED if not odd or n > max(odd)), NEVER)
 
 
+class _OnceALayer(SequenceAttention):
+    """Refuses a model that attends twice in one layer: its answers would read each other's keys."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(lengths)
+        self._seen: set[int] = set()
+
+    def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
+        """See SequenceAttention."""
+        if module.layer_idx in self._seen:
+            raise ValueError(f"layer {module.layer_idx} attends more than once")
+        self._seen.add(module.layer_idx)
+        return super().attend(module, query, key, value, settings)
+
+
 @torch.inference_mode()
 def _compare_with_itself(model: Any) -> None:
     """Ask two sequences in one flat pass and one by one the ordinary way: whatever the architecture, they must agree."""
@@ -143,10 +162,10 @@ def _compare_with_itself(model: Any) -> None:
     positions = [place for probe in probes for place in range(len(probe))]
     ids = [i for probe in probes for i in probe]
     try:
-        flat = logits_of(model, hidden_states(model, ids, positions, SequenceAttention([len(p) for p in probes]), None))
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        flat = logits_of(model, hidden_states(model, ids, positions, _OnceALayer([len(p) for p in probes]), None))
+        alone = torch.cat([model(input_ids=torch.tensor([probe], device=model.device)).logits[0].float() for probe in probes])
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise RunError(f"{type(model).__name__} cannot be shared by students: it does not take sequences laid end to end ({error})") from error
-    alone = torch.cat([model(input_ids=torch.tensor([probe], device=model.device)).logits[0].float() for probe in probes])
     deviation = ((flat - alone).abs().max() / alone.abs().max().clamp(min=1.0)).item()
     if not deviation <= LARGEST_DEVIATION[model.dtype]:
         raise RunError(

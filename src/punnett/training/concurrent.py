@@ -259,7 +259,7 @@ def _step_of_each(shared: SharedBase, students: list[_StudentInTraining], n_thre
     started = time.monotonic()
     try:
         losses = _pass_of(shared, students, n_threads)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, LookupError, ValueError) as error:
         for student in students:
             student.gradients.zero_()  # a pass that broke half way has left some
         if len(students) == 1:
