@@ -63,7 +63,12 @@ OTHER_VALUES: dict[Noun, dict[str, Any]] = {
         "stages": (Stage(mix=Mix(rollouts=rollouts(DOUBTER)), recipe=Recipe()),),
         "seed": 1,
     },
-    Evaluation(model=BASE, measure=MEASURE): {"model": student(), "measure": MEASURE.model_copy(update={"task": "x"}), "dtype": "bfloat16"},
+    Evaluation(model=BASE, measure=MEASURE): {
+        "model": student(),
+        "measure": MEASURE.model_copy(update={"task": "x"}),
+        "dtype": "bfloat16",
+        "engine": "vllm",
+    },
     Stage(mix=Mix(rollouts=rollouts()), recipe=Recipe()): {
         "mix": Mix(rollouts=rollouts(DOUBTER)),
         "recipe": Recipe(epochs=2),
