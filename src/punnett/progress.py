@@ -41,7 +41,7 @@ class LiveProgress:
         self._tasks: dict[str, TaskID] = {
             s.station: self._progress.add_task(s.station, total=s.missing, doing="", start=False) for s in plan.stations if s.missing
         }
-        self._doing: dict[str, tuple[str, float]] = {}  # by key: name and start of all that is being made right now
+        self._doing: dict[str, str] = {}  # by key: the names of all that is being made right now
         self._station, self._tokens_done, self._tokens_begun = "", 0, 0
         self._since_last = (time.monotonic(), 0)
         self._begun: set[str] = set()
@@ -61,7 +61,7 @@ class LiveProgress:
         if station != self._station:
             self._station, self._doing, self._tokens_done, self._tokens_begun = station, {}, 0, 0
             self._since_last = (time.monotonic(), 0)
-        self._doing[content_key(request)] = (self._name(request), time.monotonic())
+        self._doing[content_key(request)] = self._name(request)
         self._tokens_begun += total_tokens
         if station in self._tasks and station not in self._begun:
             self._begun.add(station)
@@ -97,7 +97,7 @@ class LiveProgress:
         return self._names.get(content_key(request), content_key(request)[:12])
 
     def _show(self, station: str) -> None:
-        names = [name for name, _ in self._doing.values()]
+        names = list(self._doing.values())
         what = names[0] if len(names) == 1 else f"{len(names)} at once, {names[0]} the first" if names else ""
         share = f" {min(self._tokens_done / self._tokens_begun, 1):.0%}" if self._tokens_begun else ""
         text = f"{what}{share}  {self._speed():.0f} tok/s  {_clock(self._seconds_left())} left"

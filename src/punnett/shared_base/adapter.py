@@ -122,10 +122,15 @@ def initial_state(model: Any, rank: int, torch_seed: int) -> dict[str, torch.Ten
     """The weights of a fresh PEFT adapter under PEFT's names; the base is bare again afterwards."""
     peft_model = attach_adapter(model, rank, float(rank), torch_seed)
     try:
-        named = [(name.replace(".default.weight", ".weight"), p) for name, p in peft_model.named_parameters() if p.requires_grad]
-        return {name: parameter.detach().clone() for name, parameter in named}
+        return trained_state(peft_model)
     finally:
         peft_model.unload()
+
+
+def trained_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what a PEFT model trains, under the names that PEFT saves it by."""
+    named = [(name.replace(".default.weight", ".weight"), p) for name, p in peft_model.named_parameters() if p.requires_grad]
+    return {name: parameter.detach().clone() for name, parameter in named}
 
 
 def _names(site: Site) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from punnett.shared_base.adapter import attach_adapter
+from punnett.shared_base.adapter import attach_adapter, trained_state
 from punnett.spec.key import derive_seed
 from punnett.training.concurrent import TrainingJob
 from punnett.training.schedule import Example, planned_steps
@@ -53,7 +53,7 @@ def peft_run(model: Any, job: TrainingJob) -> OracleRun:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        return OracleRun(losses, _state(peft_model))
+        return OracleRun(losses, trained_state(peft_model))
     finally:
         peft_model.unload()
 
@@ -106,7 +106,7 @@ def trl_run(model: Any, job: TrainingJob, folder: Path) -> OracleRun:
         trainer = InOrder(model=peft_model, args=settings, train_dataset=Dataset.from_dict(columns), processing_class=_tokenizer_of(model))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return OracleRun([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], _state(peft_model))
+        return OracleRun([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trained_state(peft_model))
     finally:
         peft_model.unload()
 
@@ -118,8 +118,3 @@ def _tokenizer_of(model: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _state(peft_model: Any) -> dict[str, torch.Tensor]:
-    named = [(name.replace(".default.weight", ".weight"), p) for name, p in peft_model.named_parameters() if p.requires_grad]
-    return {name: parameter.detach().cpu().clone() for name, parameter in named}

@@ -90,9 +90,9 @@ def _checks(shared: SharedBase, n_students: int, folder: Path, say: Callable[[st
     if everyone.failed:
         yield Check("every student trains", f"{len(everyone.failed)} failed: {next(iter(everyone.failed.values()))}", None, False)
         return
-    for job, other in ((jobs[0], "one worker, no neighbours"), (jobs[-1], "one worker, no neighbours")):
+    for job in (jobs[0], jobs[-1]):
         alone = train_all(shared, [job], Together(1, 1, 1))
-        yield _bitwise(f"{job.name} alone ({other})", job.name, everyone, alone)
+        yield _bitwise(f"{job.name} alone (one worker, no neighbours)", job.name, everyone, alone)
     backwards = train_all(shared, jobs[::-1][: max(2, n_students // 2)], Together(max(1, cores - 1), cores, 3, 256))
     yield _bitwise(f"{jobs[-1].name} in another slot, other neighbours, other passes", jobs[-1].name, everyone, backwards)
     for job in jobs[:2]:
@@ -136,7 +136,7 @@ def _against(name: str, job: TrainingJob, ours: Trained, oracle: OracleRun) -> I
     losses = max(abs(a - b) for a, b in zip(ours.losses[job.name], oracle.losses, strict=True))
     yield Check(f"{name}, {job.name}: losses", f"differ by up to {losses:.1e}", f"{LOSS_LIMIT:.0e}", losses <= LOSS_LIMIT)
     state = ours.adapters[job.name].state()
-    apart = torch.cat([(state[n] - oracle.state[n]).abs().flatten() for n in state])
+    apart = torch.cat([(state[n] - oracle.state[n].cpu()).abs().flatten() for n in state])
     moved = STEPS * RATE
     found = f"differ by up to {apart.max().item():.1e}, {apart.mean().item():.1e} on average, after moving by up to about {moved:.0e}"
     yield Check(f"{name}, {job.name}: weights", found, f"{WEIGHT_LIMIT:.0e} on average", apart.mean().item() <= WEIGHT_LIMIT)
