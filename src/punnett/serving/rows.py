@@ -101,7 +101,7 @@ class RowCache:
         """Group the rows by width, and forget the masks of the step before."""
         self._groups, self._masks = [], {}
         for row, length in enumerate(self.lengths):
-            width = min(self.capacity, _rounded(length + 1))
+            width = min(self.capacity, capacity_for(length + 1))
             if self._groups and self._groups[-1][2] == width:
                 self._groups[-1] = (self._groups[-1][0], row + 1, width)
             else:
@@ -176,9 +176,5 @@ def chosen_rows(cache: RowCache, rows: list[int]) -> RowCache:
 
 
 def capacity_for(length: int) -> int:
-    """Positions to keep for a sequence that may grow to `length`."""
-    return _rounded(length)
-
-
-def _rounded(length: int) -> int:
+    """Positions that a sequence of `length` is given: so many, rounded up to whole steps."""
     return -(-length // WIDTH_STEP) * WIDTH_STEP
